@@ -1,0 +1,40 @@
+"""Lifelong model editing as PEFT methods. Importing this package registers them with PEFT; nothing else happens."""
+
+from .registration import add_peft_type, register
+
+
+add_peft_type("LEMOE")
+
+from .data import Edit, read_edits  # noqa: E402
+from .editing import (  # noqa: E402
+    CommitCallback,
+    EditCollator,
+    EditingArguments,
+    EditingError,
+    EditResult,
+    EditTrainer,
+    LifelongEditor,
+)
+from .evaluation import EditEvaluator  # noqa: E402
+from .tuners.lemoe import LEMoEConfig, LEMoELayer, LEMoEModel  # noqa: E402
+
+
+register("lemoe", LEMoEConfig, LEMoEModel)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CommitCallback",
+    "Edit",
+    "EditCollator",
+    "EditEvaluator",
+    "EditResult",
+    "EditTrainer",
+    "EditingArguments",
+    "EditingError",
+    "LEMoEConfig",
+    "LEMoELayer",
+    "LEMoEModel",
+    "LifelongEditor",
+    "read_edits",
+]

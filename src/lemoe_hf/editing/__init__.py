@@ -1,0 +1,19 @@
+from .arguments import EditingArguments
+from ..data.edit import Edit
+from .editor import LifelongEditor
+from .result import EditResult, Explanation
+from .trainer import CommitCallback, EditCollator, EditTrainer
+from .training import EditingError
+
+
+__all__ = [
+    "CommitCallback",
+    "Edit",
+    "EditCollator",
+    "EditResult",
+    "EditTrainer",
+    "EditingArguments",
+    "EditingError",
+    "Explanation",
+    "LifelongEditor",
+]

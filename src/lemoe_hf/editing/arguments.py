@@ -1,0 +1,45 @@
+"""How edits are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class EditingArguments:
+    """
+    Args:
+        learning_rate (`float`, *optional*, defaults to `0.3`):
+            Step size of AdamW, relative to the scale of each matrix of an expert (1 over the root of the hidden size for
+            input projections, 1 for output projections) where `relative` is set.
+        relative (`bool`, *optional*, defaults to `True`):
+            Whether the learning rate is relative.
+        max_steps (`int`, *optional*, defaults to `30`):
+            Most steps an edit is trained.
+        stop_loss (`float`, *optional*, defaults to `0.03`):
+            Cross-entropy of its target, in nats a token, at which an edit is done. Each edit stops by itself.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Most edits trained side by side, each in its own expert. It bounds memory and changes no result.
+        end_of_sequence (`bool`, *optional*, defaults to `True`):
+            Train the end of the text after the target, so that `generate` stops there.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the experts' first weights.
+    """
+
+    learning_rate: float = 0.3
+    relative: bool = True
+    max_steps: int = 30
+    stop_loss: float = 0.03
+    batch_size: int = 64
+    end_of_sequence: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "max_steps", "batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive; got {getattr(self, name)!r}.")
+
+    @classmethod
+    def paper(cls) -> EditingArguments:
+        """LEMoE's AdamW with 2e-4 (section 5.1); the number of steps is not published and is ours."""
+        return cls(learning_rate=2e-4, relative=False, max_steps=100, end_of_sequence=False)

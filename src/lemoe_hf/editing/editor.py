@@ -1,0 +1,315 @@
+"""Correct a model, again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from ..data.reference import reference_prompts
+from ..generation import answers
+from ..tuners.lemoe.model import LEMoEModel
+from .activations import CachedBatch, Sample, batch_of, can_reuse
+from .arguments import EditingArguments
+from ..data.edit import Edit
+from .result import EditResult, Explanation
+from .save import save_adapter
+from .tokens import Calibration, TokenizedEdit, tokenize_edit
+from .training import EditingError, train_experts
+
+
+@dataclass(frozen=True)
+class Step:
+    """Edits that are trained together, and whether that fills their expert."""
+
+    edits: list[Edit]
+    fills: bool = True
+
+
+class LifelongEditor:
+    """
+    Edits a model that has a LEMoE adapter, as often as you like.
+
+    Every edit is trained in an expert of its own (`edits_per_expert=1`, the default) and committed at once: what is edited
+    later cannot touch it. The weights of the base model are never changed, and prompts that are in scope of no edit get the
+    base model's own logits.
+
+    Args:
+        model ([`~peft.PeftModel`]): A model from `get_peft_model(model, LEMoEConfig(...))` or `PeftModel.from_pretrained`.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        arguments ([`EditingArguments`], *optional*): How to train. By default what is best for the model's config.
+        adapter_name (`str`, *optional*): The adapter to edit; by default the active one.
+
+    Raises:
+        TypeError: If the model has no LEMoE adapter.
+        ValueError: If the tokenizer has no padding token.
+
+    Example:
+
+        >>> model = get_peft_model(AutoModelForCausalLM.from_pretrained(name), LEMoEConfig())
+        >>> editor = LifelongEditor(model, tokenizer)
+        >>> print(editor.edit([Edit("Which country is Shmavon Shmavonyan from?", "Yemen")]))
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        arguments: EditingArguments | None = None,
+        adapter_name: str | None = None,
+    ):
+        tuner = getattr(model, "base_model", None)
+        if not isinstance(tuner, LEMoEModel):
+            raise TypeError(
+                f"LifelongEditor needs a PeftModel with a LEMoE adapter; got {type(model).__name__}. Make one with "
+                f"`get_peft_model(model, LEMoEConfig())`."
+            )
+        if tokenizer.pad_token_id is None:
+            raise ValueError(
+                f"{type(tokenizer).__name__} has no padding token. Set one first, for example "
+                f"`tokenizer.pad_token = tokenizer.eos_token`."
+            )
+        self.model, self.tuner, self.tokenizer = model, tuner, tokenizer
+        self.adapter_name = tuner._adapter(adapter_name)
+        default = EditingArguments() if self.config.normalize else EditingArguments.paper()
+        self.arguments = arguments or default
+        self._calibration: Calibration | None = None
+        self._reuse: bool | None = None
+
+    @property
+    def config(self):
+        return self.tuner.peft_config[self.adapter_name]
+
+    @property
+    def root(self) -> torch.nn.Module:
+        return self.tuner.model
+
+    # ----------------------------------------------------------------------------------------------------------- editing
+
+    def edit(self, edits: Edit | Sequence[Edit]) -> EditResult:
+        """
+        Make edits: train, commit, and tell what changed.
+
+        Editing a prompt again supersedes the earlier edit. Edits are committed in groups of `arguments.batch_size`; if one
+        group fails, those before it stay and it leaves no trace.
+
+        Raises:
+            ValueError: If there are no edits, one of them has no target tokens or is longer than the model's context, or two
+                of them give one prompt different targets.
+            EditingError: If training breaks down; the message names the edits.
+        """
+        edits = [edits] if isinstance(edits, Edit) else list(edits)
+        tokenized = self._check(edits)
+        began = time.perf_counter()
+        was_training = self.root.training
+        self.root.eval()
+        records: list[dict] = []
+        try:
+            self._prepare()
+            first = 0
+            for step in self._plan(edits):
+                records += self._make(step, tokenized[first : first + len(step.edits)])
+                first += len(step.edits)
+        finally:
+            self.root.train(was_training)
+        return EditResult(self, records, time.perf_counter() - began)
+
+    def _check(self, edits: list[Edit]) -> list[TokenizedEdit]:
+        if not edits:
+            raise ValueError("There are no edits to make: the list is empty.")
+        wrong = next((edit for edit in edits if not isinstance(edit, Edit)), None)
+        if wrong is not None:
+            raise TypeError(f"Edits must be lemoe_hf.Edit objects; got {type(wrong).__name__}: {wrong!r}.")
+        targets: dict[str, str] = {}
+        for edit in edits:
+            other = targets.setdefault(edit.prompt.strip(), edit.target_new.strip())
+            if other != edit.target_new.strip():
+                raise ValueError(
+                    f"The prompt {edit.prompt!r} is in this batch twice, with the targets {other!r} and "
+                    f"{edit.target_new.strip()!r}. Keep one, or edit them one after the other: the later one wins."
+                )
+        limit = getattr(self.root.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        return [tokenize_edit(self.tokenizer, edit, limit) for edit in edits]
+
+    def _prepare(self) -> None:
+        if self._calibration is None:
+            self._calibration = Calibration(self.tokenizer)
+        if self.config.normalize and self.config.output_scale is None:
+            self.config.output_scale = self._output_scale()
+
+    @torch.no_grad()
+    def _output_scale(self) -> float:
+        """Mean absolute output of the bypassed module on a few reference prompts."""
+        layer = self.tuner.lemoe_layers(self.adapter_name)[0]
+        sequences = self.tokenizer(list(reference_prompts()[:16]))["input_ids"]
+        ids, mask = batch_of(sequences, self.tokenizer.pad_token_id, self.root.get_input_embeddings().weight.device)
+        outputs = []
+        hook = layer.base_layer.register_forward_hook(lambda module, args, output: outputs.append(output))
+        with self.tuner.context.pinned({}):
+            self.root(input_ids=ids, attention_mask=mask)
+        hook.remove()
+        output = outputs[0] if isinstance(outputs[0], torch.Tensor) else outputs[0][0]
+        return output[mask.bool()].abs().float().mean().item()
+
+    def _plan(self, edits: list[Edit]) -> Iterable[Step]:
+        """Group edits: side by side, or as they fill one expert after the other."""
+        size = self.config.edits_per_expert
+        if size == 1:
+            for first in range(0, len(edits), self.arguments.batch_size):
+                yield Step(edits[first : first + self.arguments.batch_size])
+            return
+        room = size - len(self._in_open_expert())
+        while edits:
+            yield Step(edits[:room], fills=len(edits) >= room)
+            edits, room = edits[room:], size
+
+    def _in_open_expert(self) -> list[dict]:
+        num_committed = len(self.tuner.lemoe_layers(self.adapter_name)[0].lemoe_bank[self.adapter_name])
+        return [entry for entry in self.edits() if entry["expert"] >= num_committed]
+
+    def _make(self, step: Step, tokenized: list[TokenizedEdit]) -> list[dict]:
+        """Train and commit one group; on any failure the open experts are what they were."""
+        name, layers = self.adapter_name, self.tuner.lemoe_layers(self.adapter_name)
+        alone = self.config.edits_per_expert == 1
+        replayed = [] if alone else self._replay()
+        before = [(deepcopy(layer.lemoe_open[name]), deepcopy(dict(layer.lemoe_router))) for layer in layers]
+        if alone:
+            for layer in layers:
+                layer.open_experts(name, len(step.edits), self.arguments.seed)
+            if name in layers[0].lemoe_router:
+                layers[0].open_keys(name, len(step.edits))
+        samples = [
+            self._sample(item, expert if alone else 0) for expert, item in enumerate([*tokenized, *replayed])
+        ]
+        try:
+            batch = self._batch(samples)
+            outcome = train_experts(self.tuner, name, batch, self.arguments)
+        except BaseException as error:
+            for layer, (experts, routers) in zip(layers, before, strict=True):
+                layer.lemoe_open[name] = experts
+                layer.lemoe_router.update(routers)
+            if isinstance(error, EditingError):
+                failed = [step.edits[i].prompt for i in (error.experts if alone else range(len(step.edits)))]
+                raise EditingError(f"{error} Nothing of this batch was kept. Edits: {failed}.", error.experts) from None
+            raise
+        if batch.anchors is not None and self.config.router_replay and step.fills:
+            bank = layers[0].lemoe_router_bank[name]
+            bank.remember(batch.anchors, len(bank.keys) + batch.expert)
+        return self._commit(step, tokenized, outcome)
+
+    def _replay(self) -> list[TokenizedEdit]:
+        edits = [Edit(**entry["edit"]) for entry in self._in_open_expert()]
+        return self._check(edits) if edits else []
+
+    def _sample(self, item: TokenizedEdit, expert: int) -> Sample:
+        target = list(item.target)
+        if self.arguments.end_of_sequence and self.tokenizer.eos_token_id is not None:
+            target.append(self.tokenizer.eos_token_id)
+        start = item.start if self.config.routing == "nearest_anchor" else 0
+        return Sample(item.prompt, target, start, expert)
+
+    def _batch(self, samples: list[Sample]) -> CachedBatch:
+        context, pad = self.tuner.context, self.tokenizer.pad_token_id
+        if self._reuse is None:
+            self._reuse = can_reuse(CachedBatch(self.root, context, samples[:4], pad))
+        batch = CachedBatch(self.root, context, samples, pad, self._reuse)
+        if self.config.routing == "kv_anchor":
+            ids, mask = batch_of([sample.prompt for sample in samples], pad, batch.start.device)
+            batch.anchors = self._router.anchors_of(self.root, ids.masked_fill(mask == 0, -1), {})
+        return batch
+
+    @property
+    def _router(self):
+        return self.tuner.lemoe_layers(self.adapter_name)[0].lemoe_router[self.adapter_name]
+
+    def _commit(self, step: Step, tokenized: list[TokenizedEdit], outcome) -> list[dict]:
+        lead = self.tuner.lemoe_layers(self.adapter_name)[0]
+        num_committed = len(lead.lemoe_bank[self.adapter_name])
+        first_id = lead.lemoe_anchors[self.adapter_name].next_edit()
+        alone = self.config.edits_per_expert == 1
+        anchors, entries, records = [], [], []
+        for i, (edit, item) in enumerate(zip(step.edits, tokenized, strict=True)):
+            expert = i if alone else 0
+            entries.append({"id": first_id + i, "expert": num_committed + expert, "edit": edit.to_dict()})
+            anchors += self._calibration.anchors(item, first_id + i, num_committed + expert)
+            records.append(entries[-1] | {"loss": outcome.losses[expert], "steps": outcome.steps[expert]})
+        if step.fills:
+            self.tuner.commit(anchors, entries, self.adapter_name)
+        else:
+            self.tuner.store(anchors, entries, self.adapter_name)
+        return records
+
+    # -------------------------------------------------------------------------------------------------- looking and undo
+
+    def edits(self) -> list[dict]:
+        """The ledger: every edit with its `id`, the `expert` that holds it, and the `edit` itself, oldest first."""
+        entries = self.tuner.ledger(self.adapter_name)
+        for entry in entries:
+            if "edit" not in entry:  # made by a training loop, which knows tokens only
+                entry["edit"] = {
+                    "prompt": self.tokenizer.decode(entry.pop("prompt_ids"), skip_special_tokens=True),
+                    "target_new": self.tokenizer.decode(entry.pop("target_ids"), skip_special_tokens=True).strip(),
+                }
+        return entries
+
+    def undo(self, edit_id: int) -> dict:
+        """
+        Take one edit back, exactly: its prompt gets its earlier answer, and nothing else changes.
+
+        Returns:
+            The ledger's entry of the edit.
+
+        Raises:
+            KeyError: If there is no such edit.
+        """
+        return self.tuner.remove_edit(edit_id, self.adapter_name)
+
+    def explain(self, prompt: str) -> Explanation:
+        """Which edit would answer a prompt, found by what and how surely; or that the base model does."""
+        lead = self.tuner.lemoe_layers(self.adapter_name)[0]
+        anchors = lead.lemoe_anchors[self.adapter_name]
+        ids = self.tokenizer(prompt)["input_ids"]
+        found = anchors.route(torch.tensor([ids]), self.config.threshold)[0]
+        if not found:
+            nearest = max(anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
+            return Explanation(prompt, None, None, nearest.score if nearest else 0.0, nearest and nearest.threshold, "")
+        match = found[-1]
+        entry = next(entry for entry in self.edits() if entry["id"] == match.edit)
+        text = self.tokenizer.decode(ids[max(match.first, 0) : match.last + 1])
+        return Explanation(prompt, entry, match.expert, match.score, match.threshold, text)
+
+    @contextmanager
+    def without(self, edit_ids: set[int]):
+        """Inside, the model answers as if these edits had not been made."""
+        anchors = self.tuner.lemoe_layers(self.adapter_name)[0].lemoe_anchors
+        kept = anchors[self.adapter_name]
+        fewer = deepcopy(kept)
+        for edit_id in edit_ids:
+            fewer.remove(edit_id)
+        anchors[self.adapter_name] = fewer
+        try:
+            yield
+        finally:
+            anchors[self.adapter_name] = kept
+
+    def answers(self, prompts: Sequence[str], max_new_tokens: Sequence[int] | int = 16) -> list[str]:
+        """Greedy answers of the edited model."""
+        return answers(self.model, self.tokenizer, prompts, max_new_tokens)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """
+        Save the adapter, and beside it `edits.jsonl`, the ledger for people to read.
+
+        Everything is written to a folder beside the old one first: a full disk, or a crash, costs nothing that was saved.
+
+        Raises:
+            OSError: If the folder cannot be written.
+        """
+        save_adapter(self.model, self.adapter_name, self.edits(), Path(save_directory))

@@ -1,0 +1,132 @@
+"""What an edit did, and what an edited model would do: for people to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+
+if TYPE_CHECKING:
+    from .editor import LifelongEditor
+
+
+@dataclass
+class EditResult:
+    """
+    What one call of `edit` did.
+
+    Args:
+        records (`list[dict]`): One an edit: `id`, `expert`, `edit`, the final `loss` in nats a token, and `steps`.
+        seconds (`float`): Time the call took.
+
+    The answers `before` and `after` are generated when they are first asked for, and so is the printed table.
+    """
+
+    editor: LifelongEditor = field(repr=False)
+    records: list[dict]
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def ids(self) -> list[int]:
+        return [record["id"] for record in self.records]
+
+    def _answers(self) -> list[str]:
+        edits = [record["edit"] for record in self.records]
+        bounds = [len(self.editor.tokenizer(edit["target_new"])["input_ids"]) + 4 for edit in edits]
+        return [text.strip() for text in self.editor.answers([edit["prompt"] for edit in edits], bounds)]
+
+    @cached_property
+    def before(self) -> list[str]:
+        """Answers of the model without these edits."""
+        with self.editor.without(set(self.ids)):
+            return self._answers()
+
+    @cached_property
+    def after(self) -> list[str]:
+        """Answers of the model with them."""
+        return self._answers()
+
+    def rows(self) -> list[dict]:
+        """One row an edit, as printed."""
+        return [
+            {
+                "id": record["id"],
+                "prompt": record["edit"]["prompt"],
+                "target": record["edit"]["target_new"],
+                "before": before,
+                "after": after,
+                "loss": round(record["loss"], 4),
+                "steps": record["steps"],
+            }
+            for record, before, after in zip(self.records, self.before, self.after, strict=True)
+        ]
+
+    def table(self) -> Table:
+        table = Table(title=f"{len(self)} edits in {self.seconds:.1f} s")
+        rows = self.rows()
+        for name in rows[0] if rows else ():
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*[str(value) for value in row.values()])
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=120)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get()
+
+    def _repr_html_(self) -> str:
+        rows = self.rows()
+        head = "".join(f"<th>{name}</th>" for name in (rows[0] if rows else ()))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row.values()) + "</tr>" for row in rows
+        )
+        caption = f"<caption>{len(self)} edits in {self.seconds:.1f} s</caption>"
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """
+    Why a prompt is answered as it is.
+
+    Args:
+        prompt (`str`): The prompt.
+        entry (`dict`, *optional*): The ledger's entry of the edit that answers; `None` where the base model does.
+        expert (`int`, *optional*): The expert that holds it.
+        score (`float`): Share of the best anchor's tokens found in a row.
+        threshold (`float`, *optional*): Share at which that anchor is found; `None` where no anchor comes near.
+        matched (`str`): The part of the prompt that was recognised.
+    """
+
+    prompt: str
+    entry: dict | None
+    expert: int | None
+    score: float
+    threshold: float | None
+    matched: str
+
+    @property
+    def deferred(self) -> bool:
+        return self.entry is None
+
+    def __str__(self) -> str:
+        if self.entry is None:
+            near = "nothing like it was edited" if self.threshold is None else (
+                f"the nearest anchor scores {self.score:.2f}, below its threshold of {self.threshold:.2f}"
+            )
+            return f"{self.prompt!r}: the base model answers ({near})."
+        edit = self.entry["edit"]
+        return (
+            f"{self.prompt!r}: edit {self.entry['id']} answers ({edit['prompt']!r} -> {edit['target_new']!r}), expert "
+            f"{self.expert}, for {self.matched!r}: score {self.score:.2f}, threshold {self.threshold:.2f}."
+        )

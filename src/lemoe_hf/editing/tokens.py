@@ -1,0 +1,117 @@
+"""Text to tokens, for an edit: its prompt, its target, its subject, and the anchors that it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..data.reference import reference_prompts
+from ..routing.anchors import LOWEST_THRESHOLD, Anchor, Anchors
+from ..data.edit import Edit
+
+
+@dataclass(frozen=True)
+class TokenizedEdit:
+    """
+    Args:
+        prompt (`list[int]`): Tokens as `generate` would see them, with those that the tokenizer puts before a text.
+        target (`list[int]`): Tokens of the answer.
+        start (`int`): Column of the subject's last token, from which on the expert acts.
+        spans (`list[tuple[tuple[int, ...], bool, int]]`): What to look for in other prompts: tokens, whether they are the
+            whole prompt, and the column within them from which on the expert acts.
+    """
+
+    prompt: list[int]
+    target: list[int]
+    start: int
+    spans: list[tuple[tuple[int, ...], bool, int]]
+
+
+def continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, separator: str = " ") -> list[int]:
+    """Tokens of `target` behind `prompt`."""
+    before = tokenizer(prompt)["input_ids"]
+    whole = tokenizer(prompt + separator + target)["input_ids"]
+    if whole[: len(before)] == before:
+        return whole[len(before) :]
+    return tokenizer(separator + target, add_special_tokens=False)["input_ids"]
+
+
+def tokenize_edit(tokenizer: PreTrainedTokenizerBase, edit: Edit, max_length: int) -> TokenizedEdit:
+    """
+    Raises:
+        ValueError: If the target has no tokens, or prompt and target are longer than `max_length` tokens.
+    """
+    prompt = edit.prompt.rstrip() or edit.prompt
+    ids = tokenizer(prompt)["input_ids"]
+    target = continuation(tokenizer, prompt, edit.target_new.strip())
+    if not target:
+        raise ValueError(f"`target_new` {edit.target_new!r} of {edit.prompt!r} has no tokens in this tokenizer.")
+    if len(ids) + len(target) > max_length:
+        raise ValueError(
+            f"The edit {edit.prompt[:60]!r}... has {len(ids)} tokens and {len(target)} for its target; the model's context "
+            f"holds {max_length}. Shorten the prompt."
+        )
+    plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    lead = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)  # tokens such as <bos>
+    span = edit.subject_span()
+    first, last = (0, len(plain) - 1) if span is None else columns(tokenizer, prompt, plain, *span)
+    spans = {(tuple(plain), True, last): None}
+    for spelled in spellings(tokenizer, prompt):
+        # Behind other text only the first tokens differ, so that the subject keeps its distance from the end.
+        spans[(spelled, True, len(spelled) - (len(plain) - last))] = None
+    if span is not None:
+        subject = prompt[slice(*span)]
+        for spelled in [tuple(plain[first : last + 1]), *spellings(tokenizer, subject)]:
+            spans[(spelled, False, len(spelled) - 1)] = None
+        if not subject.islower():
+            for spelled in spellings(tokenizer, subject.lower()):
+                spans[(spelled, False, len(spelled) - 1)] = None
+    unique = {tokens: (tokens, is_prompt, max(start, 0)) for tokens, is_prompt, start in reversed(spans) if tokens}
+    return TokenizedEdit(ids, target, lead + last, list(reversed(unique.values())))
+
+
+def spellings(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, ...]]:
+    """Tokens of a text at the beginning, and behind other text."""
+    return [tuple(tokenizer(form, add_special_tokens=False)["input_ids"]) for form in (text, " " + text)]
+
+
+def columns(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], start: int, end: int) -> tuple[int, int]:
+    """First and last token of the characters from `start` to `end`."""
+    if tokenizer.is_fast:
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+        return inside[0], inside[-1]
+    ends = [len(tokenizer(text[:cut], add_special_tokens=False)["input_ids"]) for cut in (start, end)]
+    return min(ends[0], len(ids) - 1), max(min(ends[1], len(ids)) - 1, 0)
+
+
+class Calibration:
+    """
+    Sets the threshold of every anchor against prompts that no edit is about.
+
+    An anchor of which these prompts hold the share s in a row is found from (1 + s) / 2 on, and never below
+    `LOWEST_THRESHOLD`. A subject that stands in them as it is, such as "The Who" in lower case, is no anchor at all: then
+    only the edit's whole prompt is. An anchor's threshold depends on nothing but the anchor, and never changes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        sequences = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in reference_prompts()]
+        width = max(map(len, sequences))
+        self.ids = torch.tensor([sequence + [-1] * (width - len(sequence)) for sequence in sequences])
+
+    def anchors(self, tokenized: TokenizedEdit, edit: int, expert: int) -> list[Anchor]:
+        found = Anchors()
+        candidates = [Anchor(tokens, i, 0, start, 0.0) for i, (tokens, _, start) in enumerate(tokenized.spans)]
+        found.add(candidates)
+        nearest = [0.0] * len(candidates)
+        for row in found.find(self.ids):
+            for match in row:
+                nearest[match.edit] = max(nearest[match.edit], match.score)
+        anchors = []
+        for (tokens, is_prompt, start), score in zip(tokenized.spans, nearest, strict=True):
+            threshold = 1.0 if is_prompt else max(LOWEST_THRESHOLD, (1 + score) / 2)
+            if is_prompt or score < 1:
+                anchors.append(Anchor(tokens, edit, expert, start, threshold, is_prompt))
+        return anchors

@@ -1,0 +1,56 @@
+"""Edits through `transformers.Trainer`.
+
+Nothing of this is needed: a training step of any kind on `input_ids` and `labels` goes through the open expert, and puts the
+prompts that it sees in scope. What is left to do at the end is to freeze the expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from ..data.edit import Edit
+from .activations import batch_of
+from .tokens import continuation
+
+
+class CommitCallback(TrainerCallback):
+    """Freezes the expert in training when `train()` ends, if it has learned anything."""
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        tuner = model.base_model
+        if tuner.has_open_edits():
+            tuner.commit()
+
+
+class EditCollator:
+    """
+    Turns [`Edit`]s into right-padded `input_ids`, `attention_mask` and `labels` of shape `(b, t)`, with labels at the target
+    and the end of the text only.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+
+    def __call__(self, edits: Sequence[Edit]) -> dict[str, torch.Tensor]:
+        prompts = [self.tokenizer(edit.prompt.rstrip())["input_ids"] for edit in edits]
+        targets = [continuation(self.tokenizer, edit.prompt.rstrip(), edit.target_new.strip()) for edit in edits]
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        sequences = [prompt + target + end for prompt, target in zip(prompts, targets, strict=True)]
+        ids, mask = batch_of(sequences, self.tokenizer.pad_token_id, torch.device("cpu"))
+        labels = ids.masked_fill(mask == 0, -100)
+        for row, prompt in enumerate(prompts):
+            labels[row, : len(prompt)] = -100
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class EditTrainer(Trainer):
+    """`Trainer` on a list of [`Edit`]s: with [`EditCollator`] and [`CommitCallback`], and nothing else."""
+
+    def __init__(self, model=None, args=None, *, processing_class: PreTrainedTokenizerBase, callbacks=(), **kwargs):
+        kwargs.setdefault("data_collator", EditCollator(processing_class))
+        super().__init__(
+            model, args, processing_class=processing_class, callbacks=[*callbacks, CommitCallback()], **kwargs
+        )

@@ -1,0 +1,4 @@
+from .evaluator import EditEvaluator
+
+
+__all__ = ["EditEvaluator"]

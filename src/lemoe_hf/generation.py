@@ -1,0 +1,53 @@
+"""Answer many prompts at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Left-padded `input_ids` and `attention_mask` of shape `(b, t)`."""
+    width = max(map(len, sequences))
+    ids = [[pad] * (width - len(sequence)) + list(sequence) for sequence in sequences]
+    mask = [[0] * (width - len(sequence)) + [1] * len(sequence) for sequence in sequences]
+    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+@torch.no_grad()
+def answers(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: Sequence[int] | int = 16,
+    batch_size: int = 32,
+) -> list[str]:
+    """
+    Greedy answers to prompts, in batches of similar length.
+
+    Args:
+        max_new_tokens (`Sequence[int]` or `int`): Upper bound of each answer, or of all.
+    """
+    bounds = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    ids = tokenizer(list(prompts))["input_ids"]
+    device = model.get_input_embeddings().weight.device
+    texts = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: (len(ids[i]), bounds[i]))
+    was_training = model.training
+    model.eval()
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        batch = pad_left([ids[i] for i in rows], tokenizer.pad_token_id, device)
+        output = model.generate(
+            **batch,
+            max_new_tokens=max(bounds[i] for i in rows),
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        for i, tokens in zip(rows, output[:, batch["input_ids"].shape[1] :], strict=True):
+            texts[i] = tokenizer.decode(tokens[: bounds[i]], skip_special_tokens=True)
+    model.train(was_training)
+    return texts

@@ -1,0 +1,5 @@
+from .anchors import Anchors
+from .context import Route, RoutingContext
+
+
+__all__ = ["Anchors", "Route", "RoutingContext"]

@@ -1,0 +1,244 @@
+"""What an edit leaves behind so that prompts find it again: spans of tokens, and the search for them in a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+# A prompt that holds nine tenths of an anchor in a row is taken to mean it, unless unrelated prompts come that close too.
+LOWEST_THRESHOLD = 0.9
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """
+    A span of tokens that puts a prompt in the scope of an edit.
+
+    Args:
+        tokens (`tuple[int, ...]`): The tokens, in order.
+        edit (`int`): Identifier of the edit that left the anchor. A later edit has a higher one.
+        expert (`int`): Index of the expert that answers, in the bank of committed experts and then in the open ones.
+        start (`int`): Index within `tokens` from which on the expert acts.
+        threshold (`float`): Lowest share of the tokens at which the anchor is found.
+        is_prompt (`bool`): The span is the edit's whole prompt, and not only its subject.
+    """
+
+    tokens: tuple[int, ...]
+    edit: int
+    expert: int
+    start: int
+    threshold: float = 1.0
+    is_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class Match:
+    """An anchor found in a prompt, in columns `first` to `last` with the share `score` of its tokens."""
+
+    first: int
+    last: int
+    start: int
+    score: float
+    edit: int
+    expert: int
+    is_prompt: bool
+    threshold: float
+
+
+class Anchors(nn.Module):
+    """
+    All anchors of an adapter, as flat tensors, and the search for them.
+
+    The search costs the same with ten anchors and with a hundred thousand: an anchor is looked up by its rarest token, and
+    only the few whose rarest token occurs in the prompt are compared with it. (Tokenizers number tokens in the order of
+    their merges, so the rarest token is the one with the highest number.) A committed anchor never changes.
+
+    Axes: `a` anchors, `n` tokens of all anchors, `b` batch, `t` columns of the prompt.
+
+    Buffers: `tokens` (n), `lengths` (a), `edit` (a), `expert` (a), `start` (a), `threshold` (a), `is_prompt` (a).
+    """
+
+    fields = (
+        ("lengths", torch.int32),
+        ("edit", torch.int32),
+        ("expert", torch.int32),
+        ("start", torch.int32),
+        ("threshold", torch.float32),
+        ("is_prompt", torch.bool),
+    )
+
+    def __init__(self, num_anchors: int = 0, num_tokens: int = 0):
+        super().__init__()
+        self.register_buffer("tokens", torch.zeros(num_tokens, dtype=torch.int32))
+        for name, dtype in self.fields:
+            self.register_buffer(name, torch.zeros(num_anchors, dtype=dtype))
+        self._index = None
+
+    def __len__(self) -> int:
+        return self.lengths.shape[0]
+
+    def _apply(self, fn, recurse=True):
+        # Thresholds are part of what was committed: they move between devices but keep their dtype.
+        self._index = None
+        threshold = self.threshold
+        super()._apply(fn, recurse)
+        self.threshold = threshold.to(self.threshold.device)
+        return self
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._index = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def forget_index(self) -> None:
+        self._index = None
+
+    def add(self, anchors: list[Anchor]) -> None:
+        """Append anchors; those already stored stay as they are."""
+        if not anchors:
+            return
+        device = self.lengths.device
+        flat = [token for anchor in anchors for token in anchor.tokens]
+        self.tokens = torch.cat([self.tokens, torch.tensor(flat, dtype=torch.int32, device=device)])
+        values = {"lengths": [len(anchor.tokens) for anchor in anchors]}
+        values.update({name: [getattr(anchor, name) for anchor in anchors] for name, _ in self.fields[1:]})
+        for name, dtype in self.fields:
+            new = torch.tensor(values[name], dtype=dtype, device=device)
+            setattr(self, name, torch.cat([getattr(self, name), new]))
+        self._index = None
+
+    def remove(self, edit: int) -> None:
+        """Forget the anchors of one edit; if nothing else uses its expert, the caller removes that as well."""
+        keep = self.edit != edit
+        self.tokens = self.tokens[torch.repeat_interleave(keep, self.lengths.long())]
+        for name, _ in self.fields:
+            setattr(self, name, getattr(self, name)[keep])
+        self._index = None
+
+    def index(self) -> dict[str, torch.Tensor]:
+        """The anchors sorted by their rarest token, built when first needed."""
+        if self._index is None:
+            lengths = self.lengths.long()
+            ends = lengths.cumsum(0)
+            owner = torch.repeat_interleave(torch.arange(len(self), device=lengths.device), lengths)
+            rarest = torch.full_like(lengths, -1).scatter_reduce(0, owner, self.tokens.long(), "amax")
+            position = torch.arange(len(self.tokens), device=lengths.device)
+            is_rarest = self.tokens.long() == rarest[owner]
+            first = torch.full_like(lengths, len(self.tokens)).scatter_reduce(
+                0, owner[is_rarest], position[is_rarest], "amin"
+            )
+            rarest, order = rarest.sort()
+            self._index = {
+                "rarest": rarest,
+                "order": order,
+                "offset": ends - lengths,
+                "column": first - (ends - lengths),
+                "length": lengths,
+            }
+        return self._index
+
+    def find(self, ids: torch.Tensor, threshold: float | None = None) -> list[list[Match]]:
+        """
+        Find every anchor in every prompt.
+
+        Args:
+            ids (`torch.Tensor` of shape `(b, t)`):
+                Tokens of the prompts, -1 where there is padding or anything else that is not the prompt.
+            threshold (`float`, *optional*):
+                Replaces the anchors' own thresholds, except those of whole prompts, which must match exactly.
+
+        Returns:
+            For each prompt the list of its [`Match`]es, in no particular order.
+        """
+        matches: list[list[Match]] = [[] for _ in range(ids.shape[0])]
+        if not len(self) or not ids.numel():
+            return matches
+        ids = ids.to(self.lengths.device)
+        index = self.index()
+        # Pairs of a column of the prompts and an anchor whose rarest token stands there.
+        flat = ids.reshape(-1)
+        low = torch.searchsorted(index["rarest"], flat)
+        count = torch.searchsorted(index["rarest"], flat, right=True) - low
+        source = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), count)
+        if not len(source):
+            return matches
+        step = torch.arange(len(source), device=flat.device) - (count.cumsum(0) - count)[source]
+        anchor = index["order"][low[source] + step]
+        row, first = source // ids.shape[1], source % ids.shape[1] - index["column"][anchor]
+        # Lay each anchor over its prompt and count the tokens that agree.
+        length = index["length"][anchor]
+        offset = torch.arange(int(length.max()), device=flat.device)
+        column = first[:, None] + offset
+        inside = (offset < length[:, None]) & (column >= 0) & (column < ids.shape[1])
+        text = ids[row[:, None], column.clamp(0, ids.shape[1] - 1)]
+        span = self.tokens[(index["offset"][anchor][:, None] + offset).clamp(max=len(self.tokens) - 1)]
+        score = ((text == span) & inside).sum(1) / length
+
+        lowest = self.threshold[anchor]
+        if threshold is not None:
+            lowest = torch.where(self.is_prompt[anchor], lowest, threshold)
+        found = score >= lowest
+        table = torch.stack([row, first, length, anchor], 1)[found].tolist()
+        for (row_, first_, length_, anchor_), score_, lowest_ in zip(
+            table, score[found].tolist(), lowest[found].tolist(), strict=True
+        ):
+            matches[row_].append(
+                Match(
+                    first=first_,
+                    last=first_ + length_ - 1,
+                    start=first_ + int(self.start[anchor_]),
+                    score=score_,
+                    edit=int(self.edit[anchor_]),
+                    expert=int(self.expert[anchor_]),
+                    is_prompt=bool(self.is_prompt[anchor_]),
+                    threshold=lowest_,
+                )
+            )
+        return matches
+
+    def next_edit(self) -> int:
+        """Identifiers of edits count up, so that of two edits of one prompt the later one wins."""
+        return int(self.edit.max()) + 1 if len(self) else 0
+
+    def span(self, edit: int) -> list[int]:
+        """Tokens of the prompt of one edit, in order, as it was first spelled."""
+        anchor = int((self.is_prompt & (self.edit == edit)).nonzero()[0])
+        end = int(self.lengths[: anchor + 1].sum())
+        return self.tokens[end - int(self.lengths[anchor]) : end].tolist()
+
+    def prompt_tokens(self, edit: int) -> set[int]:
+        """Tokens of the prompt of one edit, in any spelling."""
+        own = self.is_prompt & (self.edit == edit)
+        return set(self.tokens[torch.repeat_interleave(own, self.lengths.long())].tolist())
+
+    def route(self, ids: torch.Tensor, threshold: float | None = None) -> list[list[Match]]:
+        """
+        Choose, for each prompt, the matches that count, in the order in which they take effect.
+
+        A longer match hides what lies within it: a prompt that is an edit's own belongs to that edit, whatever subjects it
+        mentions and whatever is edited later. Among matches of the same span the higher score wins, then the edit whose
+        prompt shares more tokens with this one, then the later edit. The matches that are left follow one another: each
+        acts from its `start` on, until the next one's.
+
+        Args:
+            ids (`torch.Tensor` of shape `(b, t)`): As for [`Anchors.find`].
+            threshold (`float`, *optional*): As for [`Anchors.find`].
+        """
+        routes = []
+        for row, matches in enumerate(self.find(ids, threshold)):
+            tokens = set(ids[row].tolist()) if len(matches) > 1 else set()
+            spans: dict[tuple[int, int], list[Match]] = {}
+            for match in matches:
+                spans.setdefault((match.first, match.last), []).append(match)
+            chosen: list[Match] = []
+            for (first, last), rivals in sorted(spans.items(), key=lambda item: item[0][0] - item[0][1]):
+                if not any(other.first <= first and last <= other.last for other in chosen):
+                    chosen.append(rivals[0] if len(rivals) == 1 else max(rivals, key=lambda m: self._rank(m, tokens)))
+            routes.append(sorted(chosen, key=lambda match: (match.start, match.last)))
+        return routes
+
+    def _rank(self, match: Match, tokens: set[int]) -> tuple[float, float, int]:
+        prompt = self.prompt_tokens(match.edit)
+        return match.score, len(prompt & tokens) / max(len(prompt), 1), match.edit

@@ -1,0 +1,240 @@
+"""When a prompt is routed, and how long its route lasts: once at prefill, then as long as the KV cache of its generation."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Route:
+    """
+    Which experts act on which columns of a batch.
+
+    Axes: `b` batch, `s` slots. Slots of a row that follow one another (nearest anchor) have disjoint columns; slots that
+    are mixed (top-k of the KV anchors) share them.
+
+    Args:
+        experts (`torch.Tensor` of shape `(b, s)`): Index in the bank of committed experts, then in the open ones.
+        gates (`torch.Tensor` of shape `(b, s)`): Weight of each expert, 0 where the row is deferred to the base model.
+        start (`torch.Tensor` of shape `(b, s)`): First column on which the expert acts, counting padding and the cache.
+        end (`torch.Tensor` of shape `(b, s)`): First column on which it does not act any more.
+        num_committed (`int`): Experts from this index on are open ones.
+        uses_open (`bool`): Whether any slot holds an open expert.
+        last_start (`int`): Largest `start`: beyond it nothing but the final slots acts.
+    """
+
+    experts: torch.Tensor
+    gates: torch.Tensor
+    start: torch.Tensor
+    end: torch.Tensor
+    num_committed: int = 0
+    uses_open: bool = False
+    last_start: int = 0
+    column: int = 0
+    final: Route | None = None
+
+    ENDLESS = 2**31 - 1
+
+    def gates_at(self, num_columns: int) -> torch.Tensor:
+        """Gates of shape `(b, s, t)` for the `t` columns from `column` on."""
+        if self.column > self.last_start:
+            return self.gates[:, :, None].expand(-1, -1, num_columns)
+        column = self.column + torch.arange(num_columns, device=self.gates.device)
+        acts = (self.start[:, :, None] <= column) & (column < self.end[:, :, None])
+        return self.gates[:, :, None] * acts
+
+    def seal(self) -> None:
+        """Keep aside what is left of the route when the prompt is over: the slots without an end."""
+        keep = (self.end == self.ENDLESS).any(0)
+        self.final = replace(
+            self,
+            experts=self.experts[:, keep],
+            gates=(self.gates * (self.end == self.ENDLESS))[:, keep],
+            start=self.start[:, keep],
+            end=self.end[:, keep],
+            column=self.last_start + 1,
+        )
+
+    def at(self, column: int) -> Route:
+        """The route as it applies from `column` on."""
+        return self.final if column > self.last_start and self.final is not None else replace(self, column=column)
+
+    def repeat(self, batch: int) -> Route:
+        """The route for a batch in which `generate` has repeated every row for its beams or return sequences."""
+        times = batch // self.experts.shape[0]
+        if times == 1:
+            return self
+        fields = ("experts", "gates", "start", "end")
+        route = replace(self, **{name: getattr(self, name).repeat_interleave(times, 0) for name in fields})
+        route.seal()
+        return route
+
+
+Routes = dict  # adapter name -> Route, or None where every row is deferred
+
+# The routes of the forward pass that is running. A context variable, so that threads that generate on one model at the same
+# time do not see each other's.
+_running: ContextVar[tuple[Routes | None, CacheState | None]] = ContextVar("lemoe_running", default=(None, None))
+# The routes of a whole call of `generate`, or those that an editor in training imposes.
+_pinned: ContextVar[tuple[RoutingContext, Routes] | None] = ContextVar("lemoe_pinned", default=None)
+
+
+@dataclass
+class CacheState:
+    """What is kept beside a KV cache: the routes of its rows, and the tokens of the prompt so far (-1 for others)."""
+
+    routes: Routes
+    ids: torch.Tensor | None
+
+
+class RoutingContext:
+    """
+    Routes every forward pass of a model, from hooks on its root module.
+
+    A forward pass that starts a KV cache, or puts several tokens on one, is a prompt: it is routed from its tokens, and its
+    routes are kept as an attribute of the cache. A pass of one token on a filled cache is decoding: it takes the routes
+    that it finds there and computes none. Within `generate` the routes come from the whole prompt and hold for the call,
+    with a cache or without.
+
+    It is one plain object, shared by the hooks and by all layers, so that it is copied and pickled along with the model.
+    """
+
+    def __init__(self, root: nn.Module):
+        self.layers: list[nn.Module] = []
+        self.blocks: list[nn.Module] = []
+        self._traced: Routes | None = None
+        self.handles = [
+            root.register_forward_pre_hook(self.before_forward, with_kwargs=True),
+            root.register_forward_hook(self.after_forward, with_kwargs=True, always_call=True),
+        ]
+
+    @classmethod
+    def of(cls, root: nn.Module) -> RoutingContext:
+        """The context of a model; there is one, however many adapters are added."""
+        for hook in root._forward_pre_hooks.values():
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, cls):
+                return owner
+        return cls(root)
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    @property
+    def routes(self) -> Routes:
+        # Dynamo cannot trace writes to a context variable; within one traced graph a plain attribute is as good.
+        return (self._traced if torch.compiler.is_compiling() else _running.get()[0]) or {}
+
+    @routes.setter
+    def routes(self, routes: Routes | None) -> None:
+        if torch.compiler.is_compiling():
+            self._traced = routes
+        else:
+            _running.set((routes, None))
+
+    @contextmanager
+    def pinned(self, routes: Routes):
+        """Use these routes for every forward pass inside."""
+        token = _pinned.set((self, routes))
+        try:
+            yield
+        finally:
+            _pinned.reset(token)
+
+    def generation(self, root: nn.Module, args: tuple, kwargs: dict):
+        """Pin the routes of one call of `generate`, computed from its whole prompt."""
+        inputs = dict(kwargs)
+        inputs.setdefault("input_ids", args[0] if args else kwargs.get("inputs"))
+        ids = self._prompt_ids(root, inputs)
+        return self.pinned({} if ids is None else self._compute(root, ids, inputs))
+
+    # ------------------------------------------------------------------------------------------------------------- hooks
+
+    def before_forward(self, root: nn.Module, args: tuple, kwargs: dict) -> None:
+        if root.training:
+            # A checkpointed block runs again in the backward pass, when other prompts may have been routed since.
+            for block in self.blocks:
+                block.gradient_checkpointing = False
+        cache = kwargs.get("past_key_values")
+        state = getattr(cache, "lemoe_state", None)
+        inputs = kwargs if not args else {"input_ids": args[0], **kwargs}
+        tokens = inputs.get("input_ids")
+        tokens = inputs.get("inputs_embeds") if tokens is None else tokens
+        if tokens is None:
+            self.routes = None
+        elif state is not None and tokens.shape[1] == 1:
+            self.routes = {name: route and route.final for name, route in state.routes.items()}
+        else:
+            self._prefill(root, inputs, tokens, cache, state)
+
+    def _prefill(self, root, inputs, tokens, cache, state) -> None:
+        column = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+        pinned = None if torch.compiler.is_compiling() else _pinned.get()
+        ids = None
+        if pinned is not None and pinned[0] is self:
+            routes = {name: route and route.repeat(tokens.shape[0]) for name, route in pinned[1].items()}
+        else:
+            ids = self._prompt_ids(root, inputs)
+            if column and ids is not None:
+                past = ids.new_full((ids.shape[0], column), -1)
+                if state is not None and state.ids is not None:
+                    past[:, : state.ids.shape[1]] = state.ids[:, :column]
+                ids = torch.cat([past, ids], 1)
+            routes = {} if ids is None else self._compute(root, ids, inputs)
+        self.routes = {name: route and route.at(column) for name, route in routes.items()}
+        if cache is not None:
+            cache.lemoe_state = CacheState(routes, ids)
+        elif not torch.compiler.is_compiling():
+            _running.set((self.routes, CacheState(routes, ids)))
+
+    def after_forward(self, root: nn.Module, args: tuple, kwargs: dict, output) -> None:
+        """Keep the routes with a cache that the forward pass has made by itself."""
+        cache = getattr(output, "past_key_values", None)
+        if not torch.compiler.is_compiling() and _running.get()[1] is not None and hasattr(cache, "get_seq_length"):
+            cache.lemoe_state = _running.get()[1]
+        self.routes = None
+
+    # ----------------------------------------------------------------------------------------------------------- routing
+
+    def _prompt_ids(self, root: nn.Module, inputs: dict) -> torch.Tensor | None:
+        """Tokens of shape `(b, t)`, -1 where there is padding or a label."""
+        ids = inputs.get("input_ids")
+        if ids is None:
+            if inputs.get("inputs_embeds") is None:
+                return None
+            ids = self._ids_of(inputs["inputs_embeds"], root.get_input_embeddings())
+        ids = ids.long()
+        mask, labels = inputs.get("attention_mask"), inputs.get("labels")
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            ids = ids.masked_fill(mask[:, -ids.shape[1] :].to(ids.device) == 0, -1)
+        if labels is not None:
+            ids = ids.masked_fill(labels.to(ids.device) != -100, -1)
+        return ids
+
+    def _ids_of(self, embeds: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
+        """Tokens of given embeddings, as far as any anchor holds them; -1 for the rest, such as soft prompts."""
+        anchors = [anchor.tokens for layer in self.layers for anchor in layer.lemoe_anchors.values()]
+        vocabulary = torch.cat(anchors).unique().long() if anchors else torch.empty(0, dtype=torch.long)
+        if not len(vocabulary):
+            return torch.full(embeds.shape[:2], -1, device=embeds.device)
+        vocabulary = vocabulary.to(embeds.device)
+        table = embedding(vocabulary).to(embeds.dtype)
+        nearest = (embeds @ table.T - table.pow(2).sum(-1) / 2).argmax(-1)
+        return torch.where((table[nearest] == embeds).all(-1), vocabulary[nearest], -1)
+
+    def _compute(self, root: nn.Module, ids: torch.Tensor, inputs: dict) -> Routes:
+        routes: Routes = {}
+        for layer in self.layers:
+            for name in layer.lemoe_anchors if not layer.disable_adapters else ():
+                if name in layer.active_adapters and name not in routes:
+                    route = layer.route(name, root, ids, inputs)
+                    if route is not None:
+                        route.seal()
+                    routes[name] = route
+        return routes

@@ -1,0 +1,165 @@
+r"""
+KV anchor routing (LEMoE, section 4.2), with switches for its three hazards.
+
+The anchor of a prompt is the mean of its input embeddings, e. A projection makes of it v = W_up SiLU(W_down e), every expert
+has a learned key k_i, and the gates are the top-k of softmax_i(k_i v). Left as published it has three hazards: the softmax
+dilutes an expert as others come (`gate_value`), a projection that keeps training moves the anchors of old prompts
+(`projection`), and a new key can lose every prompt to an old expert and never train (`train_route`, `router_loss`).
+
+Axes: `b` batch, `e` experts, `s` slots, `d` hidden size, `p` width of the projection, `n` stored anchors.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .context import Route
+
+
+class KVRouter(nn.Module):
+    """
+    Keys and projections: of the committed experts as buffers, of the experts in training as parameters.
+
+    Args:
+        num_keys (`int`): Experts.
+        num_projections (`int`): 0, 1 where it is shared, or one an expert.
+        num_anchors (`int`): Anchors kept for replay.
+        hidden_size (`int`): d.
+        anchor_dim (`int`): p.
+        trainable (`bool`): Parameters rather than buffers.
+    """
+
+    names = ("keys", "down", "up")
+
+    def __init__(self, num_keys, num_projections, num_anchors, hidden_size: int, anchor_dim: int, trainable: bool):
+        super().__init__()
+        self.trainable = trainable
+        shapes = {
+            "keys": (num_keys, hidden_size),
+            "down": (num_projections, hidden_size, anchor_dim),
+            "up": (num_projections, anchor_dim, hidden_size),
+        }
+        for name, shape in shapes.items():
+            weight = torch.zeros(shape)
+            if trainable:
+                self.register_parameter(name, nn.Parameter(weight))
+            else:
+                self.register_buffer(name, weight)
+        if not trainable:
+            self.register_buffer("anchors", torch.zeros(num_anchors, hidden_size))
+            self.register_buffer("anchor_expert", torch.zeros(num_anchors, dtype=torch.int32))
+
+    def _apply(self, fn, recurse=True):
+        if self.trainable:
+            return super()._apply(fn, recurse)
+        for name, weight in list(self.named_buffers()):
+            setattr(self, name, weight.to(fn(weight).device))
+        return self
+
+    @classmethod
+    def pair(cls, config, hidden_size: int) -> tuple[KVRouter, KVRouter]:
+        """The open and the committed half of an adapter's router, of the sizes that its config tells."""
+        width = config.anchor_dim or max(hidden_size // 4, 1)
+        num, num_open = config.num_experts, config.num_open_experts
+        committed, training = {
+            "shared": (0, 1),
+            "shared_frozen": (1, 0) if num else (0, 1),
+            "per_expert": (num, num_open),
+        }[config.projection]
+        open_half = cls(num_open, training, 0, hidden_size, width, True)
+        open_half.reset_parameters(seed=num)
+        return open_half, cls(num, committed, config.num_router_anchors, hidden_size, width, False)
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for weight in (self.keys, self.down, self.up):
+            if weight.device.type != "meta" and weight.numel():
+                fan_in = weight.shape[1]
+                weight.copy_(torch.randn(weight.shape, generator=generator) * fan_in**-0.5)
+
+    def freeze_into(self, bank: KVRouter, config) -> None:
+        """Append the keys, and the projections that are theirs, to the committed half."""
+        bank.keys = torch.cat([bank.keys, self.keys.detach().to(bank.keys)])
+        if config.projection == "per_expert" or (config.projection == "shared_frozen" and not len(bank.down)):
+            bank.down = torch.cat([bank.down, self.down.detach().to(bank.down)])
+            bank.up = torch.cat([bank.up, self.up.detach().to(bank.up)])
+
+    def opened(self, num: int, num_committed: int, config) -> KVRouter:
+        """A new open half for `num` experts; a projection that keeps training is kept."""
+        projections = {"shared": 1, "shared_frozen": int(num_committed == 0), "per_expert": num}[config.projection]
+        new = KVRouter(num, projections, 0, self.keys.shape[1], self.down.shape[2], True)
+        new.reset_parameters(seed=num_committed)
+        new.to(self.keys.device, self.keys.dtype)
+        if config.projection == "shared":
+            new.down, new.up = self.down, self.up
+        return new.requires_grad_(self.keys.requires_grad)
+
+    def remember(self, anchors: torch.Tensor, expert: torch.Tensor) -> None:
+        """Keep anchors of shape `(n, d)` of the experts of shape `(n,)`, to be replayed when later experts train."""
+        self.anchors = torch.cat([self.anchors, anchors.detach().to(self.anchors)])
+        self.anchor_expert = torch.cat([self.anchor_expert, expert.to(self.anchor_expert)])
+
+    def logits(self, bank: KVRouter, anchors: torch.Tensor) -> torch.Tensor:
+        """Scores of shape `(b, e)` of all experts, committed ones first, for anchors of shape `(b, d)`."""
+        keys = torch.cat([bank.keys.to(self.keys), self.keys])
+        down = torch.cat([bank.down.to(self.down), self.down])
+        up = torch.cat([bank.up.to(self.up), self.up])
+        anchors = anchors.to(keys.dtype)
+        if len(down) == 1:
+            values = F.silu(anchors @ down[0]) @ up[0]  # b d
+            return values @ keys.T
+        values = torch.einsum("epd,bep->bed", up, F.silu(torch.einsum("bd,edp->bep", anchors, down)))
+        return torch.einsum("bed,ed->be", values, keys)
+
+    @staticmethod
+    def anchors_of(root: nn.Module, ids: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """Mean input embedding of every prompt, of shape `(b, d)`; `ids` are -1 outside the prompt."""
+        is_prompt = (ids >= 0)[..., None]
+        embeds = inputs.get("inputs_embeds")
+        if embeds is None or embeds.shape[1] != ids.shape[1]:
+            embeds = root.get_input_embeddings()(ids.clamp(min=0))
+        return (embeds * is_prompt).sum(1) / is_prompt.sum(1).clamp(min=1)
+
+    def loss(self, bank: KVRouter, anchors: torch.Tensor, targets: torch.Tensor, replay: bool) -> torch.Tensor:
+        """Cross-entropy of the router: the batch's anchors towards the experts `targets`, stored ones towards their own."""
+        if replay:
+            anchors = torch.cat([anchors, bank.anchors.to(anchors)])
+            targets = torch.cat([targets, bank.anchor_expert.long()])
+        return F.cross_entropy(self.logits(bank, anchors), targets)
+
+    def gates(self, config, bank: KVRouter, anchors: torch.Tensor, num_serving: int, forced=None):
+        """Experts among the first `num_serving`, or those `forced` of shape `(b,)`, and their gates, of shape `(b, s)`."""
+        weights = self.logits(bank, anchors)[:, :num_serving].softmax(-1)
+        if forced is None:
+            gates, experts = weights.topk(min(config.top_k, num_serving), -1)
+        else:
+            experts = forced[:, None]
+            gates = weights.gather(1, experts)
+        if config.gate_value == "one":
+            gates = gates / gates.sum(-1, keepdim=True)
+        return experts, gates
+
+    def route(self, config, bank, anchors: torch.Tensor, scope: Route | None, learner=None) -> Route | None:
+        """
+        Route a batch of prompts by their anchors.
+
+        Args:
+            anchors (`torch.Tensor` of shape `(b, d)`): As of [`KVRouter.anchors_of`].
+            scope (`Route`, *optional*): The route by nearest anchors, which tells the rows that are in scope of any edit.
+            learner (`torch.Tensor` of shape `(b,)`, *optional*): In training, the open expert that each row belongs to.
+        """
+        num_committed = len(bank.keys)
+        uses_open = learner is not None or (scope is not None and scope.uses_open)
+        num_serving = num_committed + (len(self.keys) if uses_open else 0)
+        if num_serving == 0 or (config.deferral and scope is None and learner is None):
+            return None
+        forced = learner if config.train_route == "forced" else None
+        experts, gates = self.gates(config, bank, anchors, num_serving, forced)
+        if config.deferral and learner is None:
+            gates = gates * (scope.gates != 0).any(1, keepdim=True)
+        start = torch.zeros_like(experts)
+        end = torch.full_like(start, Route.ENDLESS)
+        return Route(experts, gates, start, end, num_committed=num_committed, uses_open=uses_open)

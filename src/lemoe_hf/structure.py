@@ -1,0 +1,102 @@
+"""Find the parts of any causal language model by its structure: the stack of layers, and the FFN of a layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+from torch import nn
+
+
+FFN_NAME = re.compile(r"(^|_)(mlp|ffn|ff|feed_?forward|moe|experts?|block_sparse_moe|shared_mlp|channel_mix(er|ing)?)($|_)")
+NOT_FFN_NAME = re.compile(r"norm|^ln|_ln|attn|attention|dropout|drop$|gate$|router")
+
+
+def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """
+    The stack of layers of a decoder: the longest list of modules, the outermost of equals.
+
+    Returns:
+        Its name within `model`, and the list.
+
+    Raises:
+        ValueError: If there is none; the message lists what was looked at.
+    """
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    # A list inside the layers of another, such as the experts of a mixture, is not the stack.
+    stacks = [
+        (name, module)
+        for name, module in lists
+        if not any(name.startswith(f"{other}.") for other, _ in lists) and sum(1 for p in module.parameters())
+    ]
+    if not stacks:
+        children = ", ".join(f"{name} ({type(module).__name__})" for name, module in model.named_children())
+        raise ValueError(
+            f"No stack of layers found in {type(model).__name__}: it holds no nn.ModuleList with parameters. Looked at: "
+            f"{children or 'no modules'}. Pass `target_modules` with the names of the modules to bypass."
+        )
+    return max(stacks, key=lambda item: (len(item[1]), -item[0].count(".")))
+
+
+def find_ffn(layer: nn.Module) -> str | None:
+    """Name of the FFN module of a layer, or `None` where the layer has no single one (OPT, XGLM, Mamba)."""
+    names = [
+        name
+        for name, child in layer.named_children()
+        if FFN_NAME.search(name) and not NOT_FFN_NAME.search(name) and any(True for _ in child.parameters())
+    ]
+    names = [name for name in names if not isinstance(layer.get_submodule(name), (nn.ModuleList, nn.Linear))]
+    return names[-1] if names else None
+
+
+def find_targets(model: nn.Module, depth: float, layers: list[int] | None = None) -> list[str]:
+    """
+    Names of the modules to bypass: the FFN of the layer at `depth`, or of the given layers.
+
+    Raises:
+        ValueError: If there is no stack of layers, or not the layers asked for.
+    """
+    stack_name, stack = find_stack(model)
+    if layers is None:
+        layers = [min(round(depth * len(stack)), len(stack) - 1)]
+    outside = [index for index in layers if not 0 <= index < len(stack)]
+    if outside:
+        raise ValueError(
+            f"`layers_to_transform` asks for {outside}, but {type(model).__name__} has {len(stack)} layers "
+            f"(0 to {len(stack) - 1}) in `{stack_name}`."
+        )
+    targets = []
+    for index in layers:
+        ffn = find_ffn(stack[index])
+        targets.append(f"{stack_name}.{index}" + (f".{ffn}" if ffn else ""))
+    return targets
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Width of the residual stream."""
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    for name in ("hidden_size", "n_embd", "d_model", "dim", "n_embed"):
+        if isinstance(getattr(config, name, None), int):
+            return getattr(config, name)
+    return model.get_input_embeddings().weight.shape[1]
+
+
+def ffn_width(module: nn.Module, hidden: int) -> int:
+    """Inner width of an FFN: the largest dimension of its matrices that is not the hidden size."""
+    sizes = [size for weight in module.parameters() if weight.dim() >= 2 for size in weight.shape[-2:]]
+    inner = [size for size in sizes if size != hidden]
+    return max(set(inner), key=inner.count) if inner else hidden
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Digest of what an adapter depends on in its base model: family, sizes and vocabulary."""
+    config = getattr(model, "config", None)
+    shape = {"hidden_size": hidden_size(model)}
+    for name in ("model_type", "vocab_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"):
+        value = getattr(config, name, None)
+        if isinstance(value, (int, str)):
+            shape[name] = value
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,6 @@
+from .config import LEMoEConfig
+from .layer import LEMoELayer
+from .model import LEMoEModel
+
+
+__all__ = ["LEMoEConfig", "LEMoELayer", "LEMoEModel"]

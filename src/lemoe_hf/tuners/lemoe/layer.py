@@ -1,0 +1,406 @@
+"""The bypass: a bank of experts beside a frozen module.
+
+Axes: `b` batch, `t` tokens, `s` slots of the route, `e` experts, `d` hidden size, `r` width of an expert.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ...routing.anchors import Anchor, Anchors
+from ...routing.context import Route, RoutingContext
+from ...routing.kv_anchor import KVRouter
+from .config import LEMoEConfig
+
+
+class Experts(nn.Module):
+    r"""
+    A stack of experts of one shape. Committed experts are buffers, experts in training are parameters.
+
+    A LoRA expert is $f(x) = B A x$, an FFN expert is $f(x) = W_{out} (\mathrm{SiLU}(W_{gate} x) \odot W_{in} x)$.
+
+    Args:
+        num (`int`): Number of experts, e.
+        hidden_size (`int`): d.
+        width (`int`): r.
+        gated (`bool`): FFN rather than LoRA.
+        trainable (`bool`): Parameters rather than buffers.
+        dtype (`torch.dtype`): Of the weights.
+    """
+
+    def __init__(self, num: int, hidden_size: int, width: int, gated: bool, trainable: bool, dtype=torch.float32):
+        super().__init__()
+        self.trainable = trainable
+        shapes = {"in_proj": (num, hidden_size, width), "out_proj": (num, width, hidden_size)}
+        if gated:
+            shapes["gate_proj"] = (num, hidden_size, width)
+        self.names = tuple(shapes)
+        for name, shape in shapes.items():
+            self.set(name, torch.zeros(shape, dtype=dtype))
+
+    def set(self, name: str, weight: torch.Tensor) -> None:
+        if self.trainable:
+            setattr(self, name, nn.Parameter(weight))
+        elif name in self._buffers:
+            setattr(self, name, weight)
+        else:
+            self.register_buffer(name, weight)
+
+    def __len__(self) -> int:
+        return self.in_proj.shape[0]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: getattr(self, name) for name in self.names}
+
+    def _apply(self, fn, recurse=True):
+        # `model.half()` and the like must not round what was committed: the bank moves, but keeps its dtype.
+        if self.trainable:
+            return super()._apply(fn, recurse)
+        for name, weight in self.weights().items():
+            setattr(self, name, weight.to(fn(weight).device))
+        return self
+
+    def reset_parameters(self, init_weights: bool, seed: int = 0) -> None:
+        """Random input projections, the same for every expert, and output projections of zero.
+
+        The same start for every expert makes an edit independent of the edits beside it.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.weights().items():
+            if weight.device.type == "meta":
+                continue
+            if name == "out_proj" and init_weights:
+                nn.init.zeros_(weight)
+            else:
+                start = torch.randn(weight.shape[1:], generator=generator) * weight.shape[1] ** -0.5
+                with torch.no_grad():
+                    weight.copy_(start.expand_as(weight))
+
+    def forward(self, x: torch.Tensor, experts: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x (`torch.Tensor` of shape `(b, t, d)`): Input of the bypassed module.
+            experts (`torch.Tensor` of shape `(b, s)`): Indices into the stack.
+            gates (`torch.Tensor` of shape `(b, s, t)`): Weight of each expert at each token.
+
+        Returns:
+            `torch.Tensor` of shape `(b, t, d)`.
+        """
+        picked = {name: weight[experts].to(x.dtype) for name, weight in self.weights().items()}
+        h = torch.matmul(x[:, None], picked["in_proj"])  # b s t r
+        if "gate_proj" in picked:
+            h = F.silu(torch.matmul(x[:, None], picked["gate_proj"])) * h
+        return torch.matmul(h * gates[..., None].to(x.dtype), picked["out_proj"]).sum(1)
+
+
+class LEMoELayer(nn.Module, BaseTunerLayer):
+    r"""
+    A frozen module with experts beside it: $h(x) = \mathrm{FFN}_0(x) + \lambda \sum_i g_i f_i(x)$ (LEMoE, section 4.1).
+
+    Wraps the FFN of a layer or, where there is no module to call the FFN, the whole layer; then the experts read the
+    layer's output. Which experts act, on which tokens, is the business of the [`RoutingContext`].
+    """
+
+    adapter_layer_names = ("lemoe_open", "lemoe_router")
+    other_param_names = ("lemoe_bank", "lemoe_router_bank", "lemoe_anchors", "lemoe_ledger")
+
+    def __init__(self, base_layer: nn.Module, hidden_size: int, context: RoutingContext, is_block: bool = False):
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features = self.out_features = hidden_size
+        self.is_block = is_block
+        self.context = context
+        self.configs: dict[str, LEMoEConfig] = {}
+        self.lemoe_open = nn.ModuleDict()
+        self.lemoe_bank = nn.ModuleDict()
+        self.lemoe_router = nn.ModuleDict()
+        self.lemoe_router_bank = nn.ModuleDict()
+        self.lemoe_anchors = nn.ModuleDict()
+        self.lemoe_ledger = nn.ModuleDict()
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        # Models read attributes of their layers, such as the kind of attention, also from one that is wrapped whole.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+    # ---------------------------------------------------------------------------------------------------------- adapters
+
+    def update_layer(self, adapter_name: str, config: LEMoEConfig, width: int, leads: bool) -> None:
+        """Add an adapter, of the sizes that its config tells. The layer that `leads` also holds the anchors."""
+        self.configs[adapter_name] = config
+        gated = config.expert == "ffn"
+        dtype = getattr(torch, config.expert_dtype)
+        self.lemoe_open[adapter_name] = Experts(config.num_open_experts, self.in_features, width, gated, True)
+        self.lemoe_bank[adapter_name] = Experts(config.num_experts, self.in_features, width, gated, False, dtype)
+        if leads:
+            self.lemoe_anchors[adapter_name] = Anchors(config.num_anchors, config.num_anchor_tokens)
+            self.lemoe_ledger[adapter_name] = Bytes(config.num_ledger_bytes)
+            if config.routing == "kv_anchor":
+                self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name] = KVRouter.pair(
+                    config, self.in_features
+                )
+        self.lemoe_open[adapter_name].reset_parameters(config.init_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
+        for weight in base_layer.parameters():
+            if weight.is_floating_point():
+                return weight.device, weight.dtype
+        return None, None
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        base_device, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        device = device or base_device
+        for name in self.adapter_layer_names + self.other_param_names:
+            container = getattr(self, name)
+            if device is None or adapter_name not in container:
+                continue
+            module = container[adapter_name]
+            if all(weight.device.type != "meta" for weight in [*module.parameters(), *module.buffers()]):
+                module.to(device)
+                if dtype is not None and name in self.adapter_layer_names:
+                    module.to(dtype)
+
+    # ----------------------------------------------------------------------------------------------------------- experts
+
+    def open_experts(self, adapter_name: str, num: int, seed: int = 0) -> None:
+        """Replace the experts in training by `num` new ones."""
+        old = self.lemoe_open[adapter_name]
+        new = Experts(num, self.in_features, old.in_proj.shape[2], "gate_proj" in old.names, True)
+        new.reset_parameters(self.configs[adapter_name].init_weights, seed)
+        new.to(old.in_proj.device, old.in_proj.dtype)
+        new.requires_grad_(old.in_proj.requires_grad)
+        self.lemoe_open[adapter_name] = new
+
+    def open_keys(self, adapter_name: str, num: int) -> None:
+        """Give every expert in training a key of its own."""
+        old = self.lemoe_router[adapter_name]
+        self.lemoe_router[adapter_name] = old.opened(num, len(self.lemoe_bank[adapter_name]), self.configs[adapter_name])
+
+    def commit(self, adapter_name: str) -> None:
+        """Move the experts in training to the end of the bank, where nothing changes them any more, and open a new one."""
+        bank, config = self.lemoe_bank[adapter_name], self.configs[adapter_name]
+        for name, weight in self.lemoe_open[adapter_name].weights().items():
+            stored = getattr(bank, name)
+            bank.set(name, torch.cat([stored, weight.detach().to(stored)]))
+        if adapter_name in self.lemoe_router:
+            router = self.lemoe_router[adapter_name]
+            router.freeze_into(self.lemoe_router_bank[adapter_name], config)
+            self.lemoe_router[adapter_name] = router.opened(1, len(bank), config)
+        self.open_experts(adapter_name, 1)
+
+    def remove_expert(self, adapter_name: str, expert: int) -> None:
+        bank = self.lemoe_bank[adapter_name]
+        for name, weight in bank.weights().items():
+            bank.set(name, torch.cat([weight[:expert], weight[expert + 1 :]]))
+
+    # ----------------------------------------------------------------------------------------------------------- routing
+
+    def route(self, adapter_name: str, root: nn.Module, ids: torch.Tensor, inputs: dict) -> Route | None:
+        """
+        Route a batch of prompts.
+
+        Args:
+            adapter_name (`str`): The adapter.
+            root (`nn.Module`): The model, for its input embeddings.
+            ids (`torch.Tensor` of shape `(b, t)`): Tokens of the prompts, -1 for everything else.
+            inputs (`dict`): What the forward pass was given.
+
+        Returns:
+            The [`Route`], or `None` where every row is deferred.
+        """
+        config, bank = self.configs[adapter_name], self.lemoe_bank[adapter_name]
+        in_training = self.training and torch.is_grad_enabled() and self.lemoe_open[adapter_name].in_proj.requires_grad
+        if in_training:
+            start = self._observe(adapter_name, ids, inputs.get("labels"))
+            route = Route(
+                experts=torch.full_like(start, len(bank)),
+                gates=torch.ones_like(start, dtype=torch.float32),
+                start=start,
+                end=torch.full_like(start, Route.ENDLESS),
+                num_committed=len(bank),
+                uses_open=True,
+                last_start=int(start.max()),
+            )
+        else:
+            route = self._nearest(adapter_name, ids)
+        if config.routing == "kv_anchor":
+            router, router_bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
+            learner = route.experts[:, 0] if in_training else None
+            return router.route(config, router_bank, router.anchors_of(root, ids, inputs), route, learner)
+        return route
+
+    def _nearest(self, adapter_name: str, ids: torch.Tensor) -> Route | None:
+        """The experts of the anchors found; the last one of every row stands in the last slot."""
+        anchors, config = self.lemoe_anchors[adapter_name], self.configs[adapter_name]
+        rows = anchors.route(ids, config.threshold)
+        slots = max((len(row) for row in rows), default=0)
+        if slots == 0:
+            return None
+        table = []
+        for row in rows:
+            ends = [match.start for match in row[1:]] + [Route.ENDLESS]
+            filled = [(match.expert, 1, match.start, end) for match, end in zip(row, ends, strict=False)]
+            table.append([(0, 0, 0, 0)] * (slots - len(row)) + filled)
+        experts, gates, start, end = torch.tensor(table, device=ids.device).unbind(-1)
+        num_committed = len(self.lemoe_bank[adapter_name])
+        return Route(
+            experts=experts,
+            gates=gates.float(),
+            start=start,
+            end=end,
+            num_committed=num_committed,
+            uses_open=any(match.expert >= num_committed for row in rows for match in row),
+            last_start=max(match.start for row in rows for match in row),
+        )
+
+    def _observe(self, adapter_name: str, ids: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """
+        Put the prompts of a training batch in scope, and tell from which column on the open expert acts.
+
+        With labels it is the prompt's last token, which predicts the first label; without, there is no telling prompt from
+        answer, and the whole input is trained.
+        """
+        is_prompt = ids >= 0
+        anchors, num_committed = self.lemoe_anchors[adapter_name], len(self.lemoe_bank[adapter_name])
+        start = torch.zeros(ids.shape[0], 1, dtype=torch.long, device=ids.device)
+        if labels is not None:
+            seen = is_prompt.long().cumsum(1)
+            start[:, 0] = (seen == seen[:, -1:]).long().argmax(1)
+        edit = anchors.next_edit()
+        stored = {tuple(anchors.span(match.edit)) for row in anchors.find(ids) for match in row if match.is_prompt}
+        new, entries = {}, []
+        for row in range(len(ids)):
+            tokens = tuple(ids[row][is_prompt[row]].tolist())
+            if tokens and tokens not in stored and tokens not in new:
+                acts_from = 0 if labels is None else len(tokens) - 1
+                new[tokens] = Anchor(tokens, edit + len(new), num_committed, acts_from, is_prompt=True)
+                target = [] if labels is None else labels[row][labels[row] != -100].tolist()
+                entries.append({"id": new[tokens].edit, "expert": num_committed, "prompt_ids": tokens, "target_ids": target})
+        if new:
+            self.store(adapter_name, list(new.values()), entries)
+        return start
+
+    def store(self, adapter_name: str, anchors: list[Anchor], entries: list[dict]) -> None:
+        """Append anchors and lines of the ledger."""
+        self.lemoe_anchors[adapter_name].add(anchors)
+        self.lemoe_ledger[adapter_name].append("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+        self.write_sizes(adapter_name)
+
+    # ------------------------------------------------------------------------------------------------------------- sizes
+
+    def write_sizes(self, adapter_name: str) -> None:
+        """Write the sizes of everything stored to the config, from which a loader makes room before it reads."""
+        config, anchors = self.configs[adapter_name], self.lemoe_anchors[adapter_name]
+        config.num_experts = len(self.lemoe_bank[adapter_name])
+        config.num_open_experts = len(self.lemoe_open[adapter_name])
+        config.num_anchors, config.num_anchor_tokens = len(anchors), len(anchors.tokens)
+        config.num_ledger_bytes = len(self.lemoe_ledger[adapter_name].bytes)
+        if adapter_name in self.lemoe_router_bank:
+            config.num_router_anchors = len(self.lemoe_router_bank[adapter_name].anchors)
+
+    def fit_to(self, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+        """
+        Resize every tensor of an adapter to what a state dict, with keys relative to this layer, holds for it.
+
+        Raises:
+            ValueError: If a tensor is missing, or made for another model.
+        """
+        for container in self.adapter_layer_names + self.other_param_names:
+            modules = getattr(self, container)
+            if adapter_name not in modules:
+                continue
+            module = modules[adapter_name]
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                saved = state_dict.get(f"{container}.{adapter_name}.{name}")
+                if saved is None:
+                    raise ValueError(
+                        f"The adapter's weights lack {container}.{name}: the file is damaged, or belongs to another method. "
+                        f"It holds {sorted(state_dict)[:8] or 'nothing for this layer'}."
+                    )
+                if tensor.dim() != saved.dim() or (tensor.dim() == 3 and tensor.shape[1:] != saved.shape[1:]):
+                    raise ValueError(
+                        f"The adapter's {container}.{name} has the shape {tuple(saved.shape)}, where this model needs "
+                        f"{tuple(tensor.shape)}: it was made for another hidden size or `expert_dim`. Load the base model "
+                        f"it was made for."
+                    )
+                if tensor.shape == saved.shape:
+                    continue
+                resized = tensor.new_zeros(saved.shape)
+                if isinstance(tensor, nn.Parameter):
+                    setattr(module, name, nn.Parameter(resized, requires_grad=tensor.requires_grad))
+                else:
+                    setattr(module, name, resized)
+            if isinstance(module, Anchors):
+                module.forget_index()
+        if adapter_name in self.lemoe_anchors:
+            self.write_sizes(adapter_name)
+
+    # ----------------------------------------------------------------------------------------------------------- forward
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any):
+        output = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return output
+        for adapter_name in self.active_adapters:
+            route = self.context.routes.get(adapter_name)
+            if route is not None and adapter_name in self.lemoe_bank:
+                output = self._bypass(adapter_name, route, x, output)
+        return output
+
+    def _bypass(self, adapter_name: str, route: Route, x: torch.Tensor, output):
+        config = self.configs[adapter_name]
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        bank, experts = self.lemoe_bank[adapter_name], self.lemoe_open[adapter_name]
+        gates = route.gates_at(hidden.shape[1])
+        x = hidden if self.is_block else x
+        x = x.to(experts.in_proj.dtype)
+        if config.normalize:
+            x = F.rms_norm(x, x.shape[-1:])
+        is_open = (route.experts >= route.num_committed)[..., None]
+        delta = torch.zeros((), dtype=x.dtype, device=x.device)
+        if len(bank):
+            delta = delta + bank(x, route.experts.clamp(max=len(bank) - 1), gates * ~is_open)
+        if route.uses_open:
+            delta = delta + experts(x, (route.experts - route.num_committed).clamp(min=0), gates * is_open)
+        delta = delta * (config.lam * (config.output_scale or 1.0))
+        # A deferred token keeps the base model's bits, which adding a zero would not grant.
+        hidden = torch.where((gates != 0).any(1)[..., None], hidden + delta.to(hidden.dtype), hidden)
+        return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
+
+    def __repr__(self) -> str:
+        return "lemoe." + super().__repr__()
+
+
+class Bytes(nn.Module):
+    """Text that must survive wherever an adapter's tensors go: PEFT saves nothing else of a method, Trainer neither."""
+
+    def __init__(self, num_bytes: int = 0):
+        super().__init__()
+        self.register_buffer("bytes", torch.zeros(num_bytes, dtype=torch.uint8))
+
+    @property
+    def text(self) -> str:
+        return bytes(self.bytes.cpu().numpy()).decode()
+
+    @text.setter
+    def text(self, value: str) -> None:
+        self.bytes = self.bytes[:0]
+        self.append(value)
+
+    def append(self, value: str) -> None:
+        new = torch.tensor(list(value.encode()), dtype=torch.uint8, device=self.bytes.device)
+        self.bytes = torch.cat([self.bytes, new])

@@ -1,0 +1,233 @@
+"""The tuner: puts LEMoE layers into a model, and keeps its experts, anchors and ledger."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ... import structure
+from ...routing.anchors import Anchor
+from ...routing.context import RoutingContext
+from .config import LEMoEConfig
+from .layer import LEMoELayer
+
+
+class LEMoEModel(BaseTuner):
+    """
+    Adds a growing bank of experts beside the feed-forward network of a causal language model (LEMoE, EMNLP 2024).
+
+    Made by `get_peft_model(model, LEMoEConfig(...))`; its methods can be called on the [`~peft.PeftModel`] as well.
+
+    Args:
+        model (`nn.Module`): The base model. It is not changed.
+        peft_config ([`LEMoEConfig`]): The configuration.
+        adapter_name (`str`): Name of the adapter.
+
+    Raises:
+        ValueError: If the model is not a causal language model, or no stack of layers is found in it.
+    """
+
+    prefix = "lemoe_"
+    tuner_layer_cls = LEMoELayer
+    target_module_mapping: dict = {}
+
+    # -------------------------------------------------------------------------------------------------------- injection
+
+    def _pre_injection_hook(self, model: nn.Module, config: LEMoEConfig, adapter_name: str) -> None:
+        self._check_base_model(model, config)
+
+    def _check_base_model(self, model: nn.Module, config: LEMoEConfig) -> None:
+        base_config = getattr(model, "config", None)
+        if getattr(base_config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"{type(model).__name__} is an encoder-decoder model; LEMoE edits causal language models. Pass a model "
+                f"loaded with AutoModelForCausalLM."
+            )
+        if type(model).__name__.endswith("ForMaskedLM"):
+            raise ValueError(
+                f"{type(model).__name__} is a masked language model; LEMoE edits causal language models. Pass a model "
+                f"loaded with AutoModelForCausalLM."
+            )
+        found = structure.fingerprint(model)
+        if config.base_model_fingerprint is None:
+            config.base_model_fingerprint = found
+        elif config.base_model_fingerprint != found:
+            warnings.warn(
+                f"This adapter was made for {config.base_model_name_or_path or 'another base model'} (fingerprint "
+                f"{config.base_model_fingerprint}), but is put on {getattr(base_config, 'name_or_path', '') or 'a model'} "
+                f"(fingerprint {found}). Its edits will not answer as they did; load the base model it was made for."
+            )
+
+    def _prepare_adapter_config(self, peft_config: LEMoEConfig, model_config: dict) -> LEMoEConfig:
+        if peft_config.target_modules is None:
+            layers = peft_config.layers_to_transform
+            layers = [layers] if isinstance(layers, int) else layers
+            peft_config.target_modules = set(structure.find_targets(self.model, peft_config.depth, layers))
+        return peft_config
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        self.context = RoutingContext.of(model)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self.context.blocks = [
+            block
+            for block in model.modules()
+            if isinstance(block, GradientCheckpointingLayer)
+            and any(isinstance(module, LEMoELayer) for module in block.modules())
+        ]
+
+    def _create_and_replace(
+        self,
+        peft_config: LEMoEConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional_kwargs: Any,
+    ) -> None:
+        hidden = structure.hidden_size(self.model)
+        if not isinstance(target, LEMoELayer):
+            layer = LEMoELayer(target, hidden, self.context, is_block=isinstance(parent, nn.ModuleList))
+            self._replace_module(parent, target_name, layer, target)
+            self.context.layers.append(layer)
+            target = layer
+        target.train(target.base_layer.training)
+        leads = not any(adapter_name in layer.lemoe_anchors for layer in self.context.layers)
+        width = peft_config.expert_dim or structure.ffn_width(target.get_base_layer(), hidden)
+        target.update_layer(adapter_name, peft_config, width, leads)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # An FFN has no single `.weight` to hand on, and the layer moves its adapters to the right device by itself.
+        if isinstance(parent, nn.ModuleList):
+            parent[int(child_name)] = new_module
+        else:
+            setattr(parent, child_name, new_module)
+
+    def unload(self) -> nn.Module:
+        """The base model, as it was before."""
+        model = super().unload()
+        self.context.remove()
+        return model
+
+    def _check_merge_allowed(self) -> None:
+        raise NotImplementedError(
+            "LEMoE cannot be merged into the base model: which expert acts depends on the prompt, and a weight cannot. "
+            "Keep the adapter beside the model (it is small), or call `unload()` to get the base model back."
+        )
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any):
+        if merge:
+            self._check_merge_allowed()
+        return super()._unload_and_optionally_merge(False, *args, **kwargs)
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        self._check_merge_allowed()
+
+    def generate(self, *args: Any, **kwargs: Any):
+        """`generate` of the base model, with the routes of its prompts held for the whole call."""
+        with self.context.generation(self.model, args, kwargs):
+            return self.model.generate(*args, **kwargs)
+
+    # ---------------------------------------------------------------------------------------------------------- loading
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Give every layer the sizes of what is loaded: an adapter may be loaded onto one with fewer or more edits."""
+        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        for name, layer in model.named_modules():
+            if isinstance(layer, LEMoELayer) and adapter_name in layer.lemoe_bank:
+                own = {key.removeprefix(f"{name}."): value for key, value in state_dict.items() if key.startswith(f"{name}.")}
+                layer.fit_to(adapter_name, own)
+        return state_dict
+
+    # ----------------------------------------------------------------------------------------------- experts and ledger
+
+    def lemoe_layers(self, adapter_name: str | None = None) -> list[LEMoELayer]:
+        """The layers of an adapter (the active one by default), the one with the anchors first.
+
+        Raises:
+            ValueError: If there is no such adapter.
+        """
+        name = self._adapter(adapter_name)
+        return sorted(
+            (layer for layer in self.context.layers if name in layer.lemoe_bank),
+            key=lambda layer: name not in layer.lemoe_anchors,
+        )
+
+    def _adapter(self, adapter_name: str | None) -> str:
+        name = adapter_name or self.active_adapters[0]
+        if name not in self.peft_config:
+            raise ValueError(f"There is no adapter {name!r}; the model has {', '.join(self.peft_config) or 'none'}.")
+        return name
+
+    def commit(self, anchors: list[Anchor] | None = None, entries: list[dict] | None = None, adapter_name=None) -> None:
+        """
+        Freeze the experts in training: they join the bank and a new one is opened.
+
+        Args:
+            anchors (`list` of [`Anchor`], *optional*): Anchors to store with them, beside those that training has left.
+            entries (`list[dict]`, *optional*): Ledger entries of the edits, one each, with an `id`.
+            adapter_name (`str`, *optional*): The adapter, by default the active one.
+
+        Raises:
+            ValueError: If no edit is in the open expert.
+        """
+        name = self._adapter(adapter_name)
+        if not anchors and not self.has_open_edits(name):
+            raise ValueError(f"There is nothing to commit: the open expert of {name!r} holds no edits. Train it first.")
+        for layer in self.lemoe_layers(name):
+            layer.commit(name)
+        self.store(anchors or [], entries or [], name)
+
+    def store(self, anchors: list[Anchor], entries: list[dict], adapter_name: str | None = None) -> None:
+        """Append anchors and ledger entries, and write the sizes of everything to the config."""
+        name = self._adapter(adapter_name)
+        self.lemoe_layers(name)[0].store(name, anchors, entries)
+
+    def has_open_edits(self, adapter_name: str | None = None) -> bool:
+        """Whether the open expert holds edits, by training or by an editor that has not filled it yet."""
+        name = self._adapter(adapter_name)
+        lead = self.lemoe_layers(name)[0]
+        return bool((lead.lemoe_anchors[name].expert >= len(lead.lemoe_bank[name])).any())
+
+    def ledger(self, adapter_name: str | None = None) -> list[dict]:
+        """The edits of an adapter, oldest first: `id`, `expert`, and what was edited."""
+        name = self._adapter(adapter_name)
+        text = self.lemoe_layers(name)[0].lemoe_ledger[name].text
+        return [json.loads(line) for line in text.splitlines()]
+
+    def remove_edit(self, edit: int, adapter_name: str | None = None) -> dict:
+        """
+        Take one edit back: its anchors, its line in the ledger and, if no other edit uses it, its expert.
+
+        Raises:
+            KeyError: If the ledger has no such edit.
+        """
+        name = self._adapter(adapter_name)
+        entries = self.ledger(name)
+        removed = next((entry for entry in entries if entry["id"] == edit), None)
+        if removed is None:
+            raise KeyError(f"There is no edit {edit}; the ledger has {[entry['id'] for entry in entries][-20:]}.")
+        entries.remove(removed)
+        layers = self.lemoe_layers(name)
+        anchors, expert = layers[0].lemoe_anchors[name], removed["expert"]
+        anchors.remove(edit)
+        is_committed = expert < len(layers[0].lemoe_bank[name])
+        if is_committed and self.peft_config[name].routing == "nearest_anchor" and not (anchors.expert == expert).any():
+            for layer in layers:
+                layer.remove_expert(name, expert)
+            anchors.expert = torch.where(anchors.expert > expert, anchors.expert - 1, anchors.expert)
+            for entry in entries:
+                entry["expert"] -= entry["expert"] > expert
+        layers[0].lemoe_ledger[name].text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        layers[0].write_sizes(name)
+        return removed
