@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class EditingArguments:
     """
     Args:
-        learning_rate (`float`, *optional*, defaults to `0.3`):
+        learning_rate (`float`, *optional*, defaults to `0.15`):
             Step size of AdamW, relative to the scale of each matrix of an expert (1 over the root of the hidden size for
             input projections, 1 for output projections) where `relative` is set.
         relative (`bool`, *optional*, defaults to `True`):
@@ -26,7 +26,7 @@ class EditingArguments:
             Of the experts' first weights.
     """
 
-    learning_rate: float = 0.3
+    learning_rate: float = 0.15
     relative: bool = True
     max_steps: int = 30
     stop_loss: float = 0.03
