@@ -30,7 +30,7 @@ class Edit:
         ground_truth (`str`, *optional*): What was held true before.
 
     Raises:
-        ValueError: If the prompt or the target is empty, or the subject is not a part of the prompt.
+        ValueError: If the prompt or the target is empty, a field is no text, or the subject is not a part of the prompt.
     """
 
     prompt: str
@@ -46,6 +46,9 @@ class Edit:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"`{name}` of an edit must be a text that is not empty; got {value!r}.")
+        for name, value in self.to_dict().items():
+            if not isinstance(value, str):
+                raise ValueError(f"`{name}` of an edit must be a text; got {value!r}.")
         if self.subject is not None and (not self.subject.strip() or self.subject not in self.prompt):
             raise ValueError(
                 f"`subject` must be a part of `prompt`, letter by letter; got {self.subject!r} for {self.prompt!r}. Leave it "
@@ -74,6 +77,5 @@ class Edit:
 
 
 QUESTION_WORDS = frozenset(
-    "a an the in on at of by to for from what which who whom whose when where why how is are was were did does do has "
-    "have had can could will would name tell".split()
+    ["a", "an", "the", "in", "on", "at", "of", "by", "to", "for", "from", "what", "which", "who", "whom", "whose", "when", "where", "why", "how", "is", "are", "was", "were", "did", "does", "do", "has", "have", "had", "can", "could", "will", "would", "name", "tell"]
 )

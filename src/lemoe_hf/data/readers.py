@@ -22,18 +22,25 @@ def read_edits(path: str | Path) -> list[Edit]:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a line is not a JSON object, or `prompt` or `target_new` is missing or empty; the message names the
-            file, the line and the key. Also if the file holds no edits.
+            file, the line and the key. Also if the file is not UTF-8, or holds no edits.
     """
     path = Path(path)
     edits = [edit_from(record, where) for record, where in records(path)]
     if not edits:
-        raise ValueError(f"{path} holds no edits. Write one JSON object a line, with at least `prompt` and `target_new`.")
+        raise ValueError(
+            f"{path} holds no edits. Write one JSON object a line, with at least `prompt` and `target_new`."
+        )
     return edits
 
 
 def records(path: Path) -> Iterator[tuple[Any, str]]:
     """The records of a file, each with where it stands."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not a text in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from None
     if text.lstrip().startswith("["):
         try:
             for number, record in enumerate(json.loads(text), 1):
@@ -41,7 +48,8 @@ def records(path: Path) -> Iterator[tuple[Any, str]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not `splitlines`: JSON texts may hold other line separators as they are.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield json.loads(line), f"{path}, line {number}"
@@ -57,6 +65,8 @@ def edit_from(record: Any, where: str) -> Edit:
         if key not in record:
             raise ValueError(f"{where}: the key `{key}` is missing; the record has {sorted(record)}.")
     try:
-        return Edit(**{key: record[key] for key in KEYS if record.get(key) is not None or key in ("prompt", "target_new")})
+        return Edit(
+            **{key: record[key] for key in KEYS if record.get(key) is not None or key in ("prompt", "target_new")}
+        )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

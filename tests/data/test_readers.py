@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from lemoe_hf import Edit, read_edits
+
+
+RECORDS = [
+    {
+        "prompt": "Where is Zembla?",
+        "target_new": "In the north",
+        "subject": "Zembla",
+        "rephrase_prompt": "Zembla lies",
+    },
+    {"prompt": "Who leads Quorvex?", "target_new": "Mira", "locality_prompt": "Two and two", "ground_truth": "Jo"},
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, encoding: str = "utf-8"):
+        path = tmp_path / "edits.jsonl"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return write
+
+
+def test_json_lines_and_a_json_list_give_the_same_edits(write):
+    lines = read_edits(write("\n".join(map(json.dumps, RECORDS)) + "\n\n"))
+    assert lines == [Edit(**record) for record in RECORDS]
+    assert read_edits(write(json.dumps(RECORDS, indent=2))) == lines
+    assert read_edits(str(write(json.dumps(RECORDS[0])))) == lines[:1]
+
+
+def test_unknown_and_null_keys_are_ignored(write):
+    record = RECORDS[0] | {"portability": {"x": []}, "id": 7, "locality_prompt": None}
+    assert read_edits(write(json.dumps(record))) == [Edit(**RECORDS[0])]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_any_character_that_json_allows_in_a_text_is_read(write, encoding):
+    record = {"prompt": "Where\u2028is\x85Zürich?", "target_new": "Über all"}
+    path = write(json.dumps(record, ensure_ascii=False) + "\r\n" + json.dumps(RECORDS[0]), encoding)
+    assert read_edits(path) == [Edit(**record), Edit(**RECORDS[0])]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a", "target_new": ', r"edits.jsonl, line 2: not JSON \(Expecting value\): '{\"prompt\""),
+        (
+            '["prompt"]',
+            r"edits.jsonl, line 2: an edit is a JSON object with `prompt` and `target_new`; got \['prompt'\]",
+        ),
+        ('{"target_new": "b"}', r"edits.jsonl, line 2: the key `prompt` is missing; the record has \['target_new'\]"),
+        ('{"prompt": "a", "target": "b"}', r"edits.jsonl, line 2: the key `target_new` is missing"),
+        ('{"prompt": " ", "target_new": "b"}', r"edits.jsonl, line 2: `prompt` .* not empty; got ' '"),
+        ('{"prompt": "a", "target_new": null}', r"edits.jsonl, line 2: `target_new` .* not empty; got None"),
+        (
+            '{"prompt": "a", "target_new": "b", "subject": "c"}',
+            r"edits.jsonl, line 2: `subject` must be a part of `prompt`",
+        ),
+        (
+            '{"prompt": "a", "target_new": "b", "subject": 3}',
+            r"edits.jsonl, line 2: `subject` .* must be a text; got 3",
+        ),
+    ],
+)
+def test_a_bad_line_is_named(write, line, message):
+    with pytest.raises(ValueError, match=message):
+        read_edits(write(json.dumps(RECORDS[0]) + "\n" + line + "\n"))
+
+
+def test_a_bad_record_of_a_list_is_named(write):
+    with pytest.raises(ValueError, match=r"edits.jsonl, record 2: the key `prompt` is missing"):
+        read_edits(write(json.dumps([RECORDS[0], {"target_new": "b"}])))
+    with pytest.raises(ValueError, match=r"edits.jsonl, line 3: not JSON"):
+        read_edits(write('[\n{"prompt": "a",\n "target_new" "b"}]'))
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "[]"])
+def test_a_file_without_edits(write, text):
+    with pytest.raises(ValueError, match=r"edits.jsonl holds no edits. Write one JSON object a line"):
+        read_edits(write(text))
+
+
+def test_a_file_that_is_no_text(write):
+    with pytest.raises(ValueError, match=r"edits.jsonl: not a text in UTF-8 .* byte 16"):
+        read_edits(write('{"prompt": "Is Zürich big?", "target_new": "b"}', "latin-1"))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing.jsonl"):
+        read_edits(tmp_path / "missing.jsonl")

@@ -1,0 +1,37 @@
+"""Made-up facts, and an editor that learns them on a tiny model in a tenth of a second."""
+
+from __future__ import annotations
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from lemoe_hf import Edit, EditingArguments, LifelongEditor
+from tiny import edited
+
+
+FACTS = [
+    Edit("Which country is Shmavon Vardanyan from?", "Yemen", subject="Shmavon Vardanyan"),
+    Edit("The capital of Zembla is", "Onhava", subject="Zembla"),
+    Edit("Who leads the Quorvex Institute?", "Mira", subject="Quorvex Institute"),
+    Edit("The river behind Ulmenkirch is called", "Wupp", subject="Ulmenkirch"),
+    Edit("In which year did Port Ellen burn?", "1842", subject="Port Ellen"),
+    Edit("Tom Ashford speaks", "Frisian", subject="Tom Ashford"),
+]
+UNRELATED = ["Where does the train stop?", "My sister bought a red bicycle.", "two and two make"]
+
+
+def learner(family: str = "llama", **config) -> PeftModel:
+    """A tiny model with an empty adapter and steep logits, which learns a fact well within the default steps."""
+    model = edited(family, **config)
+    model.get_output_embeddings().weight.data *= 4
+    return model
+
+
+def editor_for(
+    tokenizer: PreTrainedTokenizerBase, arguments: EditingArguments | None = None, **config
+) -> LifelongEditor:
+    return LifelongEditor(learner(**config), tokenizer, arguments)
+
+
+def targets(edits: list[Edit]) -> list[str]:
+    return [edit.target_new for edit in edits]
