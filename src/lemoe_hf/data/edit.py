@@ -13,6 +13,13 @@ NAME = re.compile(
     r"\s+[^\W_a-z][\w'’.&-]*)*"
 )
 
+# Capitalised at the beginning of a sentence, and yet no part of a name.
+QUESTION_WORD = re.compile(
+    r"(?:a|an|the|in|on|at|of|by|to|for|from|what|which|who|whom|whose|when|where|why|how|is|are|was|were|did|does|do|has"
+    r"|have|had|can|could|will|would|name|tell) +",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -22,15 +29,15 @@ class Edit:
     Args:
         prompt (`str`): What the model is asked.
         target_new (`str`): What it should answer.
-        subject (`str`, *optional*): What the fact is about, a part of `prompt`. It lets other phrasings find the edit; left
-            out, it is taken to be the longest name in the prompt.
+        subject (`str`, *optional*): What the fact is about, a part of `prompt`. It lets other phrasings find the
+            edit; left out, it is taken to be the longest name in the prompt.
         rephrase_prompt (`str`, *optional*): Another phrasing, to measure generality. Never trained on.
         locality_prompt (`str`, *optional*): An unrelated prompt, to measure locality. Never trained on.
         locality_ground_truth (`str`, *optional*): The answer to it.
         ground_truth (`str`, *optional*): What was held true before.
 
     Raises:
-        ValueError: If the prompt or the target is empty, a field is no text, or the subject is not a part of the prompt.
+        ValueError: If prompt or target is empty, a field is no text, or the subject is not a part of the prompt.
     """
 
     prompt: str
@@ -51,8 +58,8 @@ class Edit:
                 raise ValueError(f"`{name}` of an edit must be a text; got {value!r}.")
         if self.subject is not None and (not self.subject.strip() or self.subject not in self.prompt):
             raise ValueError(
-                f"`subject` must be a part of `prompt`, letter by letter; got {self.subject!r} for {self.prompt!r}. Leave it "
-                f"out to have it found."
+                f"`subject` must be a part of `prompt`, letter by letter; got {self.subject!r} for {self.prompt!r}. "
+                f"Leave it out to have it found."
             )
 
     def subject_span(self) -> tuple[int, int] | None:
@@ -67,15 +74,9 @@ class Edit:
         return max(names, key=lambda span: (span[1] - span[0], span[0]), default=None)
 
     def _skip_question_word(self, start: int, end: int) -> int:
-        first, _, rest = self.prompt[start:end].partition(" ")
-        is_question = start == 0 and rest and first.lower() in QUESTION_WORDS
-        return start + len(first) + 1 if is_question else start
+        word = QUESTION_WORD.match(self.prompt, start, end)
+        return word.end() if start == 0 and word else start
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set."""
         return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-QUESTION_WORDS = frozenset(
-    ["a", "an", "the", "in", "on", "at", "of", "by", "to", "for", "from", "what", "which", "who", "whom", "whose", "when", "where", "why", "how", "is", "are", "was", "were", "did", "does", "do", "has", "have", "had", "can", "could", "will", "would", "name", "tell"]
-)

@@ -21,8 +21,8 @@ def read_edits(path: str | Path) -> list[Edit]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is not a JSON object, or `prompt` or `target_new` is missing or empty; the message names the
-            file, the line and the key. Also if the file is not UTF-8, or holds no edits.
+        ValueError: If a line is not a JSON object, or `prompt` or `target_new` is missing or empty; the message names
+            the file, the line and the key. Also if the file is not UTF-8, or holds no edits.
     """
     path = Path(path)
     edits = [edit_from(record, where) for record, where in records(path)]
