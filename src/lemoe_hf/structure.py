@@ -73,11 +73,20 @@ def find_targets(model: nn.Module, depth: float, layers: list[int] | None = None
     return targets
 
 
+def text_config(model: nn.Module) -> object | None:
+    """The config of the language model, which multimodal models keep inside their own."""
+    config = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def bos_token(model: nn.Module) -> int | None:
+    """The token that a tokenizer may put before a text."""
+    return getattr(text_config(model), "bos_token_id", None)
+
+
 def hidden_size(model: nn.Module) -> int:
     """Width of the residual stream."""
-    config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "get_text_config"):
-        config = config.get_text_config()
+    config = text_config(model)
     for name in ("hidden_size", "n_embd", "d_model", "dim", "n_embed"):
         if isinstance(getattr(config, name, None), int):
             return getattr(config, name)

@@ -174,21 +174,25 @@ class Anchors(nn.Module):
         inside = (offset < length[:, None]) & (column >= 0) & (column < ids.shape[1])
         text = ids[row[:, None], column.clamp(0, ids.shape[1] - 1)]
         span = self.tokens[(index["offset"][anchor][:, None] + offset).clamp(max=len(self.tokens) - 1)]
-        score = ((text == span) & inside).sum(1) / length
+        agrees = (text == span) & inside
+        score = agrees.sum(1) / length
+        # An anchor that agrees in part occupies the columns from its first token found to its last,
+        # and acts from there at the latest: never from a column that is yet to be decoded.
+        left, right = agrees.long().argmax(1), len(offset) - 1 - agrees.flip(1).long().argmax(1)
 
         lowest = self.threshold[anchor]
         if threshold is not None:
             lowest = torch.where(self.is_prompt[anchor], lowest, threshold)
         found = score >= lowest
-        table = torch.stack([row, first, length, anchor], 1)[found].tolist()
-        for (row_, first_, length_, anchor_), score_, lowest_ in zip(
+        table = torch.stack([row, first, left, right, anchor], 1)[found].tolist()
+        for (row_, first_, left_, right_, anchor_), score_, lowest_ in zip(
             table, score[found].tolist(), lowest[found].tolist(), strict=True
         ):
             matches[row_].append(
                 Match(
-                    first=first_,
-                    last=first_ + length_ - 1,
-                    start=first_ + int(self.start[anchor_]),
+                    first=first_ + left_,
+                    last=first_ + right_,
+                    start=first_ + min(int(self.start[anchor_]), right_),
                     score=score_,
                     edit=int(self.edit[anchor_]),
                     expert=int(self.expert[anchor_]),
@@ -218,9 +222,9 @@ class Anchors(nn.Module):
         Choose, for each prompt, the matches that count, in the order in which they take effect.
 
         A longer match hides what lies within it: a prompt that is an edit's own belongs to that edit, whatever subjects it
-        mentions and whatever is edited later. Among matches of the same span the higher score wins, then the edit whose
-        prompt shares more tokens with this one, then the later edit. The matches that are left follow one another: each
-        acts from its `start` on, until the next one's.
+        mentions and whatever is edited later. Among matches of the same span the higher score wins, then a whole prompt
+        over a subject, then the edit whose prompt shares more tokens with this one, then the later edit. The matches that
+        are left follow one another: each acts from its `start` on, until the next one's.
 
         Args:
             ids (`torch.Tensor` of shape `(b, t)`): As for [`Anchors.find`].
@@ -239,6 +243,8 @@ class Anchors(nn.Module):
             routes.append(sorted(chosen, key=lambda match: (match.start, match.last)))
         return routes
 
-    def _rank(self, match: Match, tokens: set[int]) -> tuple[float, float, int]:
+    def _rank(self, match: Match, tokens: set[int]) -> tuple[float, bool, float, int]:
+        if match.is_prompt:
+            return match.score, True, 1.0, match.edit
         prompt = self.prompt_tokens(match.edit)
-        return match.score, len(prompt & tokens) / max(len(prompt), 1), match.edit
+        return match.score, False, len(prompt & tokens) / max(len(prompt), 1), match.edit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -90,6 +91,24 @@ class CacheState:
 
     routes: Routes
     ids: torch.Tensor | None
+    columns: int  # how many have been seen, as far as the cache does not count them itself
+
+
+def cache_in(holder) -> object | None:
+    """The cache among the arguments of a forward pass, or in its output; state-space models call theirs otherwise."""
+    for name in ("past_key_values", "cache_params"):
+        cache = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+        if cache is not None:
+            return cache
+    return None
+
+
+def columns_in(cache, state: CacheState | None) -> int:
+    """How many columns a cache holds."""
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):  # no cache, or one that keeps a state and no count
+        return state.columns if state is not None else 0
 
 
 class RoutingContext:
@@ -161,7 +180,7 @@ class RoutingContext:
             # A checkpointed block runs again in the backward pass, when other prompts may have been routed since.
             for block in self.blocks:
                 block.gradient_checkpointing = False
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         state = getattr(cache, "lemoe_state", None)
         inputs = kwargs if not args else {"input_ids": args[0], **kwargs}
         tokens = inputs.get("input_ids")
@@ -170,11 +189,13 @@ class RoutingContext:
             self.routes = None
         elif state is not None and tokens.shape[1] == 1:
             self.routes = {name: route and route.final for name, route in state.routes.items()}
+            if cache is kwargs.get("cache_params"):
+                state.columns += 1
         else:
             self._prefill(root, inputs, tokens, cache, state)
 
     def _prefill(self, root, inputs, tokens, cache, state) -> None:
-        column = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+        column = columns_in(cache, state)
         pinned = None if torch.compiler.is_compiling() else _pinned.get()
         ids = None
         if pinned is not None and pinned[0] is self:
@@ -188,15 +209,16 @@ class RoutingContext:
                 ids = torch.cat([past, ids], 1)
             routes = {} if ids is None else self._compute(root, ids, inputs)
         self.routes = {name: route and route.at(column) for name, route in routes.items()}
+        state = CacheState(routes, ids, column + tokens.shape[1])
         if cache is not None:
-            cache.lemoe_state = CacheState(routes, ids)
+            cache.lemoe_state = state
         elif not torch.compiler.is_compiling():
-            _running.set((self.routes, CacheState(routes, ids)))
+            _running.set((self.routes, state))
 
     def after_forward(self, root: nn.Module, args: tuple, kwargs: dict, output) -> None:
         """Keep the routes with a cache that the forward pass has made by itself."""
-        cache = getattr(output, "past_key_values", None)
-        if not torch.compiler.is_compiling() and _running.get()[1] is not None and hasattr(cache, "get_seq_length"):
+        cache = cache_in(output)
+        if not torch.compiler.is_compiling() and _running.get()[1] is not None and cache is not None:
             cache.lemoe_state = _running.get()[1]
         self.routes = None
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ... import structure
 from ...routing.anchors import Anchor, Anchors
 from ...routing.context import Route, RoutingContext
 from ...routing.kv_anchor import KVRouter
@@ -225,7 +226,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         config, bank = self.configs[adapter_name], self.lemoe_bank[adapter_name]
         in_training = self.training and torch.is_grad_enabled() and self.lemoe_open[adapter_name].in_proj.requires_grad
         if in_training:
-            start = self._observe(adapter_name, ids, inputs.get("labels"))
+            start = self._observe(adapter_name, ids, inputs.get("labels"), structure.bos_token(root))
             route = Route(
                 experts=torch.full_like(start, len(bank)),
                 gates=torch.ones_like(start, dtype=torch.float32),
@@ -267,7 +268,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             last_start=max(match.start for row in rows for match in row),
         )
 
-    def _observe(self, adapter_name: str, ids: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    def _observe(self, adapter_name: str, ids: torch.Tensor, labels: torch.Tensor | None, bos: int | None) -> torch.Tensor:
         """
         Put the prompts of a training batch in scope, and tell from which column on the open expert acts.
 
@@ -280,14 +281,17 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         if labels is not None:
             seen = is_prompt.long().cumsum(1)
             start[:, 0] = (seen == seen[:, -1:]).long().argmax(1)
-        edit = anchors.next_edit()
-        stored = {tuple(anchors.span(match.edit)) for row in anchors.find(ids) for match in row if match.is_prompt}
+        next_edit = anchors.next_edit()
+        # A prompt that a committed expert answers is edited again: its anchor is stored once more, and the later one wins.
+        found = {match.edit for row in anchors.find(ids) for match in row if match.is_prompt and match.expert >= num_committed}
+        stored = {tuple(anchors.span(edit)) for edit in found}
         new, entries = {}, []
         for row in range(len(ids)):
             tokens = tuple(ids[row][is_prompt[row]].tolist())
+            tokens = tokens[1:] if tokens[:1] == (bos,) else tokens  # elsewhere in a text there is none
             if tokens and tokens not in stored and tokens not in new:
                 acts_from = 0 if labels is None else len(tokens) - 1
-                new[tokens] = Anchor(tokens, edit + len(new), num_committed, acts_from, is_prompt=True)
+                new[tokens] = Anchor(tokens, next_edit + len(new), num_committed, acts_from, is_prompt=True)
                 target = [] if labels is None else labels[row][labels[row] != -100].tolist()
                 entries.append({"id": new[tokens].edit, "expert": num_committed, "prompt_ids": tokens, "target_ids": target})
         if new:

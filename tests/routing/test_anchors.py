@@ -1,0 +1,167 @@
+"""The search for anchors in prompts: what is found, and which of several finds counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lemoe_hf.routing.anchors import Anchor, Anchors
+
+
+def bank(*anchors: Anchor) -> Anchors:
+    found = Anchors()
+    found.add(list(anchors))
+    return found
+
+
+def prompt(tokens, edit, expert=None):
+    return Anchor(tuple(tokens), edit, edit if expert is None else expert, len(tokens) - 1, is_prompt=True)
+
+
+def subject(tokens, edit, expert=None, threshold=0.9):
+    return Anchor(tuple(tokens), edit, edit if expert is None else expert, len(tokens) - 1, threshold)
+
+
+def edits_of(anchors: Anchors, ids, threshold=None) -> list[list[int]]:
+    return [[match.edit for match in row] for row in anchors.route(torch.tensor(ids), threshold)]
+
+
+def test_nothing_is_found_without_anchors_or_without_tokens():
+    assert Anchors().route(torch.tensor([[1, 2, 3]])) == [[]]
+    assert bank(prompt([1, 2], 0)).route(torch.empty(2, 0, dtype=torch.long)) == [[], []]
+
+
+def test_a_subject_is_found_anywhere_and_acts_from_its_last_token():
+    anchors = bank(subject([7, 8, 9], 0))
+    for lead in range(6):
+        (match,) = anchors.route(torch.tensor([[1] * lead + [7, 8, 9, 2]]))[0]
+        assert (match.first, match.last, match.start, match.score) == (lead, lead + 2, lead + 2, 1.0)
+
+
+def test_a_subject_is_an_ordered_span_and_not_a_bag():
+    anchors = bank(subject([7, 8, 9], 0))
+    assert edits_of(anchors, [[9, 8, 7, 1], [7, 1, 8, 9], [7, 8, 1, 9]]) == [[], [], []]
+
+
+def test_padding_is_never_matched():
+    anchors = bank(subject([7, 8], 0))
+    assert edits_of(anchors, [[-1, 7, 8], [7, -1, 8], [7, 8, -1]]) == [[0], [], [0]]
+
+
+@pytest.mark.parametrize(("threshold", "found"), [(0.5, [0]), (0.75, [0]), (0.76, []), (None, [])])
+def test_the_threshold_is_the_share_of_tokens_found_in_a_row(threshold, found):
+    """Three of four tokens are there; a config's threshold replaces the anchor's own, which is .9."""
+    assert edits_of(bank(subject([6, 7, 8, 9], 0)), [[6, 5, 8, 9]], threshold) == [found]
+
+
+def test_an_anchor_that_sticks_out_of_the_prompt_is_matched_partly():
+    anchors = bank(subject([5, 7, 8, 9], 0, threshold=0.75))
+    assert edits_of(anchors, [[7, 8, 9, 1], [1, 5, 7, 9]]) == [[0], []]
+
+
+def test_an_anchor_that_agrees_in_part_acts_from_a_token_of_the_prompt():
+    """A later start would have cached decoding, which acts at once, differ from a full forward pass."""
+    (match,) = bank(subject([7, 8, 9, 5], 0, threshold=0.5)).route(torch.tensor([[1, 2, 7, 8]]))[0]
+    assert (match.first, match.last, match.start) == (2, 3, 3)
+
+
+def test_a_threshold_does_not_loosen_whole_prompts():
+    assert edits_of(bank(prompt([6, 7, 8, 9], 0)), [[6, 5, 8, 9]], 0.5) == [[]]
+
+
+def test_the_longer_of_nested_matches_counts():
+    anchors = bank(subject([7, 8], 0), subject([7, 8, 9], 1), subject([8], 2))
+    assert edits_of(anchors, [[1, 7, 8, 9], [1, 7, 8, 1], [1, 8, 1, 1]]) == [[1], [0], [2]]
+
+
+def test_matches_beside_each_other_follow_one_another():
+    anchors = bank(subject([7, 8], 0), subject([9], 1))
+    assert edits_of(anchors, [[7, 8, 1, 9], [9, 1, 7, 8]]) == [[0, 1], [1, 0]]
+
+
+def test_of_two_edits_of_one_prompt_the_later_counts_and_removal_gives_back_the_earlier():
+    anchors = bank(prompt([1, 2, 3], 0), prompt([1, 2, 3], 5), prompt([1, 2, 3], 3))
+    assert edits_of(anchors, [[1, 2, 3]]) == [[5]]
+    anchors.remove(5)
+    assert edits_of(anchors, [[1, 2, 3]]) == [[3]]
+    anchors.remove(3)
+    assert edits_of(anchors, [[1, 2, 3]]) == [[0]]
+
+
+def test_of_two_edits_of_one_prompt_the_later_counts_however_it_was_spelled():
+    """An editor stores a prompt in two spellings, a training loop as it came."""
+    one = [prompt([1, 2, 3], 0)]
+    two = [prompt([1, 2, 3], 1), prompt([4, 2, 3], 1)]
+    assert edits_of(bank(*one, *two), [[1, 2, 3]]) == [[1]]
+
+
+def test_of_two_edits_of_one_subject_the_one_with_the_nearer_prompt_counts():
+    anchors = bank(prompt([1, 2, 7, 8], 0), subject([7, 8], 0), prompt([3, 4, 7, 8], 1), subject([7, 8], 1))
+    assert edits_of(anchors, [[9, 1, 7, 8], [9, 3, 7, 8], [9, 9, 7, 8]]) == [[0], [1], [1]]
+
+
+LATER = {
+    "same subject": [prompt([4, 5, 7, 8], 1), subject([7, 8], 1)],
+    "a subject within": [prompt([3, 8], 1), subject([8], 1)],
+    "a subject that overlaps": [prompt([1, 2], 1), subject([2, 7], 1)],
+    "the prompt within a longer one": [prompt([9, 1, 7, 8, 9], 1)],
+    "a prompt within the prompt": [prompt([7, 8], 1)],
+    "the prompt as a subject": [prompt([9, 1, 7, 8], 1), subject([1, 7, 8], 1)],
+    "the prompt as a subject, twice": [prompt([1, 7, 8, 1, 7, 8], 1), subject([1, 7, 8], 1)],
+    "the prompt as the most of a subject": [subject([5, 1, 7, 8], 1, threshold=0.75)],
+}
+
+
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+def test_no_later_edit_takes_over_an_edits_own_prompt(later):
+    anchors = bank(prompt([1, 7, 8], 0), subject([7, 8], 0))
+    assert edits_of(anchors, [[1, 7, 8]]) == [[0]]
+    anchors.add(later)
+    assert edits_of(anchors, [[1, 7, 8]]) == [[0]]
+
+
+def test_adding_and_removing_leaves_other_anchors_bit_identical():
+    anchors = bank(prompt([1, 2, 3], 0), subject([2, 3], 0))
+    before = {name: tensor.clone() for name, tensor in anchors.named_buffers()}
+    anchors.add([prompt([4, 5], 1), subject([5], 1)])
+    for name, tensor in before.items():
+        assert torch.equal(getattr(anchors, name)[: len(tensor)], tensor)
+    anchors.remove(1)
+    for name, tensor in before.items():
+        assert torch.equal(getattr(anchors, name), tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_conversion_leaves_thresholds_alone(dtype):
+    anchors = bank(subject([2, 3], 0, threshold=0.9123))
+    before = anchors.threshold.clone()
+    anchors.to(dtype)
+    assert anchors.threshold.dtype == torch.float32
+    assert torch.equal(anchors.threshold, before)
+
+
+def test_search_agrees_with_a_plain_loop():
+    """A thousand random anchors over a small vocabulary, so that most are found somewhere."""
+    generator = torch.Generator().manual_seed(0)
+    spans = [tuple(torch.randint(0, 9, (2 + i % 4,), generator=generator).tolist()) for i in range(1000)]
+    anchors = bank(*[subject(span, i, threshold=1.0) for i, span in enumerate(spans)])
+    ids = torch.randint(0, 9, (5, 12), generator=generator)
+    for row, matches in zip(ids.tolist(), anchors.find(ids), strict=True):
+        expected = {
+            (first, i)
+            for i, span in enumerate(spans)
+            for first in range(len(row))
+            if tuple(row[first : first + len(span)]) == span
+        }
+        assert {(match.first, match.edit) for match in matches} == expected
+
+
+def test_next_edit_counts_on_from_the_highest():
+    assert Anchors().next_edit() == 0
+    assert bank(prompt([1], 4), prompt([2], 2)).next_edit() == 5
+
+
+def test_span_gives_back_an_edits_prompt():
+    anchors = bank(subject([2, 3], 0), prompt([1, 2, 3], 0), prompt([4, 5], 1))
+    assert anchors.span(0) == [1, 2, 3]
+    assert anchors.span(1) == [4, 5]
