@@ -83,20 +83,24 @@ class CachedBatch:
 
         self.blocks = self._frozen_blocks() if reuse else []
         recorded: dict[str, object] = {}
-        hook = None
-        if self.blocks:
-            hook = self.blocks[-1].register_forward_hook(lambda module, args, output: recorded.update(output=output))
-        with torch.no_grad(), context.pinned({}):
+        with ExitStack() as stack:
+            if self.blocks:
+                record = self.blocks[-1].register_forward_hook(
+                    lambda module, args, output: recorded.update(output=output)
+                )
+                stack.callback(record.remove)
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(context.pinned({}))
             output = root(input_ids=ids, attention_mask=mask, use_cache=reuse)
-        if hook is not None:
-            hook.remove()
         columns = self.position[self.is_target]
         self.base_logits = output.logits[self.row, columns]
         self.cache, self.mask, self.hidden = None, mask if not reuse else None, None
         self.anchors: torch.Tensor | None = None  # of shape (b, d), where a KV router trains along
         if reuse:
-            self.cache = output.past_key_values
-            del self.cache.lemoe_state
+            # State-space models have none of this name; `can_reuse` then says no.
+            self.cache = getattr(output, "past_key_values", None)
+            if self.cache is not None:
+                del self.cache.lemoe_state  # a step of one token would be taken for decoding
             before = torch.arange(ids.shape[1], device=device) < self.start[:, None]
             self.mask = torch.cat([before, valid], 1).long()
         if self.blocks:

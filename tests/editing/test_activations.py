@@ -1,0 +1,185 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import CONFIGS, PAD, edited, prompts_of, put_edits
+
+from lemoe_hf import structure
+from lemoe_hf.editing.activations import CachedBatch, Sample, batch_of, can_reuse
+from lemoe_hf.routing.context import Route
+
+
+# Prompts and targets of several lengths, an expert with two samples, starts from the first token to the prompt's last.
+SAMPLES = [
+    Sample([20, 21, 22, 23, 24, 25, 26], [30, 31, 32], start=4, expert=0),
+    Sample([40, 41, 42], [50], start=2, expert=1),
+    Sample([60, 61, 62, 63, 64, 65, 66, 67, 68], [70, 71], start=0, expert=2),
+    Sample([80, 81, 82, 83], [90, 91, 92, 93], start=1, expert=1),
+]
+
+
+def model_in_training(family: str):
+    """A model with two committed experts and three random open ones."""
+    model = edited(family)
+    put_edits(model, prompts_of(2))
+    layer = model.base_model.lemoe_layers()[0]
+    layer.open_experts("default", 3)
+    generator = torch.Generator().manual_seed(3)
+    for weight in layer.lemoe_open["default"].weights().values():
+        weight.data.copy_(torch.randn(weight.shape, generator=generator) / 4)
+    return model
+
+
+def batch_for(model, samples=SAMPLES, reuse=True) -> CachedBatch:
+    return CachedBatch(model.base_model.model, model.base_model.context, samples, PAD, reuse)
+
+
+def gradients(model, losses) -> list[torch.Tensor]:
+    weights = list(model.base_model.lemoe_layers()[0].lemoe_open["default"].weights().values())
+    return list(torch.autograd.grad(losses.sum(), weights))
+
+
+def plain_losses(model, samples=SAMPLES) -> torch.Tensor:
+    """One whole forward pass over right-padded texts, with every sample's expert from its start on."""
+    ids, mask = batch_of([sample.prompt + sample.target for sample in samples], PAD, torch.device("cpu"))
+    start = torch.tensor([[sample.start] for sample in samples])
+    route = Route(
+        experts=2 + torch.tensor([[sample.expert] for sample in samples]),
+        gates=torch.ones(len(samples), 1),
+        start=start,
+        end=torch.full_like(start, Route.ENDLESS),
+        num_committed=2,
+        uses_open=True,
+        last_start=int(start.max()),
+    )
+    with model.base_model.context.pinned({"default": route}):
+        logits = model.base_model.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    losses = []
+    for row, sample in enumerate(samples):
+        columns = slice(len(sample.prompt) - 1, len(sample.prompt) + len(sample.target) - 1)
+        losses.append(F.cross_entropy(logits[row, columns], torch.tensor(sample.target)))
+    return torch.stack(losses)
+
+
+def cached_losses(batch: CachedBatch) -> torch.Tensor:
+    return batch.losses(batch.logits({"default": batch.route("default", 2)}))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_step_gives_the_losses_and_gradients_of_a_whole_forward_pass(family):
+    model = model_in_training(family)
+    reuse = can_reuse(batch_for(model))
+    assert reuse == (family not in ("bloom", "mamba"))
+    batch = batch_for(model, reuse=reuse)
+    expected = plain_losses(model)
+    for _ in range(2):  # a step must leave what is cached as it was
+        losses = cached_losses(batch)
+        torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
+        wanted = gradients(model, plain_losses(model))
+        assert all(gradient.abs().max() > 1e-3 for gradient in wanted)
+        torch.testing.assert_close(gradients(model, losses), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_of_one_column_is_not_taken_for_decoding():
+    model = model_in_training("llama")
+    losses = cached_losses(batch_for(model, SAMPLES[1:2]))
+    torch.testing.assert_close(losses, plain_losses(model, SAMPLES[1:2]), rtol=1e-4, atol=1e-4)
+    assert gradients(model, losses)[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+def test_without_reuse_the_result_is_the_same(family):
+    model = model_in_training(family)
+    slow, fast = batch_for(model, reuse=False), batch_for(model)
+    torch.testing.assert_close(cached_losses(slow), cached_losses(fast), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(slow.base_logits, fast.base_logits)
+
+
+def test_a_step_computes_no_more_than_it_must():
+    model = model_in_training("llama")
+    seen = []
+    stack = structure.find_stack(model.base_model.model)[1]
+    batch = batch_for(model)
+    for block in stack:
+        block.mlp.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[:2])))
+    logits = batch.logits({"default": batch.route("default", 2)})
+    # Only the bypassed last layer runs, from the earliest start to the longest target, and the head sees targets only.
+    assert seen == [(4, 10)]
+    assert logits.shape[0] == sum(len(sample.target) for sample in SAMPLES)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("rows", [[1, 3], [2], [0, 1, 2, 3]])
+def test_select_equals_a_batch_of_those_samples(reuse, rows):
+    model = model_in_training("llama")
+    part = batch_for(model, reuse=reuse).select(torch.tensor(rows))
+    whole = batch_for(model, [SAMPLES[row] for row in rows], reuse)
+    assert part.expert.tolist() == whole.expert.tolist()
+    assert part.labels.tolist() == whole.labels.tolist()
+    assert part.num_targets.tolist() == whole.num_targets.tolist()
+    torch.testing.assert_close(part.base_logits, whole.base_logits)
+    torch.testing.assert_close(cached_losses(part), cached_losses(whole), rtol=1e-4, atol=1e-4)
+    wanted = gradients(model, cached_losses(whole))
+    torch.testing.assert_close(gradients(model, cached_losses(part)), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_select_of_a_selection():
+    model = model_in_training("llama")
+    twice = batch_for(model).select(torch.tensor([0, 2, 3])).select(torch.tensor([1]))
+    torch.testing.assert_close(cached_losses(twice), plain_losses(model, SAMPLES[2:3]), rtol=1e-4, atol=1e-4)
+
+
+def test_gates_weigh_the_expert():
+    model = model_in_training("llama")
+    batch = batch_for(model)
+    off = batch.logits({"default": batch.route("default", 2, torch.zeros(4))})
+    torch.testing.assert_close(off, batch.base_logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "mamba"])
+def test_nothing_stays_replaced_after_an_exception(family):
+    model = model_in_training(family)
+    root = model.base_model.model
+    batch = batch_for(model, reuse=can_reuse(batch_for(model)))
+    modules = {name: dict(vars(module)) for name, module in root.named_modules()}
+    hooks = {
+        name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in root.named_modules()
+    }
+    before = root(input_ids=torch.tensor([[5, 6, 7]])).logits
+
+    def interrupt(module, args, output):
+        raise KeyboardInterrupt
+
+    handle = model.base_model.lemoe_layers()[0].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        batch.logits({"default": batch.route("default", 2)})
+    handle.remove()
+    assert all("forward" not in vars(module) or "forward" in modules[name] for name, module in root.named_modules())
+    assert hooks == {
+        name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in root.named_modules()
+    }
+    assert torch.equal(root(input_ids=torch.tensor([[5, 6, 7]])).logits, before)
+
+
+def test_a_forward_that_was_replaced_before_is_put_back():
+    model = model_in_training("llama")
+    block = structure.find_stack(model.base_model.model)[1][0]
+    block.forward = wrapped = lambda *args, forward=block.forward, **kwargs: forward(*args, **kwargs)
+    batch = batch_for(model)
+    cached_losses(batch)
+    assert block.forward is wrapped
+
+
+def test_an_attention_window_shorter_than_the_text_is_not_reused():
+    model = model_in_training("gemma3")
+    assert can_reuse(batch_for(model))
+    long = Sample(list(range(10, 210)) * 3, [5, 6], start=590, expert=0)
+    assert not can_reuse(batch_for(model, [long]))
+
+
+def test_building_a_batch_leaves_no_hook_when_it_fails(monkeypatch):
+    model = model_in_training("llama")
+    blocks = structure.find_stack(model.base_model.model)[1]
+    monkeypatch.setattr(model.base_model.model.lm_head, "forward", lambda x: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        batch_for(model)
+    assert not any(block._forward_hooks for block in blocks)
