@@ -1,11 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CONFIGS, PAD, edited, prompts_of, put_edits
 
 from lemoe_hf import structure
 from lemoe_hf.editing.activations import CachedBatch, Sample, batch_of, can_reuse
 from lemoe_hf.routing.context import Route
+from tiny import CONFIGS, PAD, edited, prompts_of, put_edits
 
 
 # Prompts and targets of several lengths, an expert with two samples, starts from the first token to the prompt's last.

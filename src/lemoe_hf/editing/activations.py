@@ -1,8 +1,8 @@
 """Train what lies above a frozen trunk at the price of what lies above it.
 
-All that stands below the bypass is frozen, and so is every token before the one from which an expert acts. Both are computed
-once: the hidden states that enter the bypassed layer, and the keys and values of the earlier tokens. A training step then runs
-the upper layers only, on the last tokens only, and computes logits only where there is a target.
+All that stands below the bypass is frozen, and so is every token before the one from which an expert acts. Both are
+computed once: the hidden states that enter the bypassed layer, and the keys and values of the earlier tokens. A training
+step then runs the upper layers only, on the last tokens only, and computes logits only where there is a target.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class CachedBatch:
         context ([`RoutingContext`]): Of that model.
         samples (`list` of [`Sample`]): What to train on.
         pad (`int`): The padding token.
-        reuse (`bool`): Reuse the keys and values of earlier tokens. Without it, every step runs whole sequences through the
-            whole model: slow, and right for any architecture.
+        reuse (`bool`): Reuse the keys and values of earlier tokens. Without it, every step runs whole sequences through
+            the whole model: slow, and right for any architecture.
     """
 
     def __init__(self, root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int, reuse: bool = True):
@@ -149,7 +149,7 @@ class CachedBatch:
         return part
 
     def _copy_cache(self) -> DynamicCache:
-        # A forward pass puts new tensors into the cache and leaves the old ones alone, so that a shallow copy is enough.
+        # A forward pass puts new tensors into the cache and leaves the old ones alone: a shallow copy is enough.
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return cache
@@ -221,8 +221,8 @@ def can_reuse(batch: CachedBatch) -> bool:
     """
     Whether reusing what is frozen gives the base model's own logits.
 
-    It does for decoders whose only memory is a cache of keys and values. It does not for state-space models, for attention
-    windows shorter than the text, or where layers hand each other more than hidden states.
+    It does for decoders whose only memory is a cache of keys and values. It does not for state-space models, for
+    attention windows shorter than the text, or where layers hand each other more than hidden states.
     """
     layers = getattr(batch.cache, "layers", None)
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers or [None])
