@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from typing import Any
 
 from torch import nn
 
 
-FFN_NAME = re.compile(r"(^|_)(mlp|ffn|ff|feed_?forward|moe|experts?|block_sparse_moe|shared_mlp|channel_mix(er|ing)?)($|_)")
+FFN_NAME = re.compile(
+    r"(^|_)(mlp|ffn|ff|feed_?forward|moe|experts?|block_sparse_moe|shared_mlp|channel_mix(er|ing)?)($|_)"
+)
 NOT_FFN_NAME = re.compile(r"norm|^ln|_ln|attn|attention|dropout|drop$|gate$|router")
 
 
@@ -28,7 +31,7 @@ def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     stacks = [
         (name, module)
         for name, module in lists
-        if not any(name.startswith(f"{other}.") for other, _ in lists) and sum(1 for p in module.parameters())
+        if not any(name.startswith(f"{other}.") for other, _ in lists) and any(True for _ in module.parameters())
     ]
     if not stacks:
         children = ", ".join(f"{name} ({type(module).__name__})" for name, module in model.named_children())
@@ -73,9 +76,9 @@ def find_targets(model: nn.Module, depth: float, layers: list[int] | None = None
     return targets
 
 
-def text_config(model: nn.Module) -> object | None:
+def text_config(model: nn.Module) -> Any:
     """The config of the language model, which multimodal models keep inside their own."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
@@ -84,7 +87,7 @@ def bos_token(model: nn.Module) -> int | None:
     return getattr(text_config(model), "bos_token_id", None)
 
 
-def hidden_size(model: nn.Module) -> int:
+def hidden_size(model: Any) -> int:
     """Width of the residual stream."""
     config = text_config(model)
     for name in ("hidden_size", "n_embd", "d_model", "dim", "n_embed"):
@@ -103,7 +106,7 @@ def ffn_width(module: nn.Module, hidden: int) -> int:
 def fingerprint(model: nn.Module) -> str:
     """Digest of what an adapter depends on in its base model: family, sizes and vocabulary."""
     config = getattr(model, "config", None)
-    shape = {"hidden_size": hidden_size(model)}
+    shape: dict[str, int | str] = {"hidden_size": hidden_size(model)}
     for name in ("model_type", "vocab_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"):
         value = getattr(config, name, None)
         if isinstance(value, (int, str)):

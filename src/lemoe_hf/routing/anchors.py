@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,17 +72,25 @@ class Anchors(nn.Module):
         ("is_prompt", torch.bool),
     )
 
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+    edit: torch.Tensor
+    expert: torch.Tensor
+    start: torch.Tensor
+    threshold: torch.Tensor
+    is_prompt: torch.Tensor
+
     def __init__(self, num_anchors: int = 0, num_tokens: int = 0):
         super().__init__()
         self.register_buffer("tokens", torch.zeros(num_tokens, dtype=torch.int32))
         for name, dtype in self.fields:
             self.register_buffer(name, torch.zeros(num_anchors, dtype=dtype))
-        self._index = None
+        self._index: dict[str, torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return self.lengths.shape[0]
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Anchors:
         # Thresholds are part of what was committed: they move between devices but keep their dtype.
         self._index = None
         threshold = self.threshold
@@ -88,7 +98,7 @@ class Anchors(nn.Module):
         self.threshold = threshold.to(self.threshold.device)
         return self
 
-    def _load_from_state_dict(self, *args, **kwargs):
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._index = None
         super()._load_from_state_dict(*args, **kwargs)
 
@@ -185,9 +195,7 @@ class Anchors(nn.Module):
             lowest = torch.where(self.is_prompt[anchor], lowest, threshold)
         found = score >= lowest
         table = torch.stack([row, first, left, right, anchor], 1)[found].tolist()
-        for (row_, first_, left_, right_, anchor_), score_, lowest_ in zip(
-            table, score[found].tolist(), lowest[found].tolist(), strict=True
-        ):
+        for (row_, first_, left_, right_, anchor_), score_ in zip(table, score[found].tolist(), strict=True):
             matches[row_].append(
                 Match(
                     first=first_ + left_,
@@ -197,7 +205,7 @@ class Anchors(nn.Module):
                     edit=int(self.edit[anchor_]),
                     expert=int(self.expert[anchor_]),
                     is_prompt=bool(self.is_prompt[anchor_]),
-                    threshold=lowest_,
+                    threshold=float(self.threshold[anchor_]),
                 )
             )
         return matches

@@ -189,7 +189,9 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
     def open_keys(self, adapter_name: str, num: int) -> None:
         """Give every expert in training a key of its own."""
         old = self.lemoe_router[adapter_name]
-        self.lemoe_router[adapter_name] = old.opened(num, len(self.lemoe_bank[adapter_name]), self.configs[adapter_name])
+        self.lemoe_router[adapter_name] = old.opened(
+            num, len(self.lemoe_bank[adapter_name]), self.configs[adapter_name]
+        )
 
     def commit(self, adapter_name: str) -> None:
         """Move the experts in training to the end of the bank, where nothing changes them any more, and open a new one."""
@@ -268,7 +270,9 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             last_start=max(match.start for row in rows for match in row),
         )
 
-    def _observe(self, adapter_name: str, ids: torch.Tensor, labels: torch.Tensor | None, bos: int | None) -> torch.Tensor:
+    def _observe(
+        self, adapter_name: str, ids: torch.Tensor, labels: torch.Tensor | None, bos: int | None
+    ) -> torch.Tensor:
         """
         Put the prompts of a training batch in scope, and tell from which column on the open expert acts.
 
@@ -283,7 +287,12 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             start[:, 0] = (seen == seen[:, -1:]).long().argmax(1)
         next_edit = anchors.next_edit()
         # A prompt that a committed expert answers is edited again: its anchor is stored once more, and the later one wins.
-        found = {match.edit for row in anchors.find(ids) for match in row if match.is_prompt and match.expert >= num_committed}
+        found = {
+            match.edit
+            for row in anchors.find(ids)
+            for match in row
+            if match.is_prompt and match.expert >= num_committed
+        }
         stored = {tuple(anchors.span(edit)) for edit in found}
         new, entries = {}, []
         for row in range(len(ids)):
@@ -293,7 +302,9 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
                 acts_from = 0 if labels is None else len(tokens) - 1
                 new[tokens] = Anchor(tokens, next_edit + len(new), num_committed, acts_from, is_prompt=True)
                 target = [] if labels is None else labels[row][labels[row] != -100].tolist()
-                entries.append({"id": new[tokens].edit, "expert": num_committed, "prompt_ids": tokens, "target_ids": target})
+                entries.append(
+                    {"id": new[tokens].edit, "expert": num_committed, "prompt_ids": tokens, "target_ids": target}
+                )
         if new:
             self.store(adapter_name, list(new.values()), entries)
         return start
@@ -301,7 +312,9 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
     def store(self, adapter_name: str, anchors: list[Anchor], entries: list[dict]) -> None:
         """Append anchors and lines of the ledger."""
         self.lemoe_anchors[adapter_name].add(anchors)
-        self.lemoe_ledger[adapter_name].append("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+        self.lemoe_ledger[adapter_name].append(
+            "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        )
         self.write_sizes(adapter_name)
 
     # ------------------------------------------------------------------------------------------------------------- sizes

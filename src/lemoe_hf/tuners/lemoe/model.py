@@ -145,7 +145,11 @@ class LEMoEModel(BaseTuner):
         state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         for name, layer in model.named_modules():
             if isinstance(layer, LEMoELayer) and adapter_name in layer.lemoe_bank:
-                own = {key.removeprefix(f"{name}."): value for key, value in state_dict.items() if key.startswith(f"{name}.")}
+                own = {
+                    key.removeprefix(f"{name}."): value
+                    for key, value in state_dict.items()
+                    if key.startswith(f"{name}.")
+                }
                 layer.fit_to(adapter_name, own)
         return state_dict
 
@@ -169,7 +173,9 @@ class LEMoEModel(BaseTuner):
             raise ValueError(f"There is no adapter {name!r}; the model has {', '.join(self.peft_config) or 'none'}.")
         return name
 
-    def commit(self, anchors: list[Anchor] | None = None, entries: list[dict] | None = None, adapter_name=None) -> None:
+    def commit(
+        self, anchors: list[Anchor] | None = None, entries: list[dict] | None = None, adapter_name=None
+    ) -> None:
         """
         Freeze the experts in training: they join the bank and a new one is opened.
 
@@ -183,7 +189,9 @@ class LEMoEModel(BaseTuner):
         """
         name = self._adapter(adapter_name)
         if not anchors and not self.has_open_edits(name):
-            raise ValueError(f"There is nothing to commit: the open expert of {name!r} holds no edits. Train it first.")
+            raise ValueError(
+                f"There is nothing to commit: the open expert of {name!r} holds no edits. Train it first."
+            )
         for layer in self.lemoe_layers(name):
             layer.commit(name)
         self.store(anchors or [], entries or [], name)
@@ -203,7 +211,7 @@ class LEMoEModel(BaseTuner):
         """The edits of an adapter, oldest first: `id`, `expert`, and what was edited."""
         name = self._adapter(adapter_name)
         text = self.lemoe_layers(name)[0].lemoe_ledger[name].text
-        return [json.loads(line) for line in text.splitlines()]
+        return [json.loads(line) for line in text.split("\n") if line]  # texts may hold other line separators
 
     def remove_edit(self, edit: int, adapter_name: str | None = None) -> dict:
         """
@@ -222,7 +230,11 @@ class LEMoEModel(BaseTuner):
         anchors, expert = layers[0].lemoe_anchors[name], removed["expert"]
         anchors.remove(edit)
         is_committed = expert < len(layers[0].lemoe_bank[name])
-        if is_committed and self.peft_config[name].routing == "nearest_anchor" and not (anchors.expert == expert).any():
+        if (
+            is_committed
+            and self.peft_config[name].routing == "nearest_anchor"
+            and not (anchors.expert == expert).any()
+        ):
             for layer in layers:
                 layer.remove_expert(name, expert)
             anchors.expert = torch.where(anchors.expert > expert, anchors.expert - 1, anchors.expert)
