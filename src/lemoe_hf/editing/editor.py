@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.reference import reference_prompts
 from ..generation import answers
+from ..routing.anchors import Anchor
+from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch, Sample, batch_of, can_reuse
 from .arguments import EditingArguments
@@ -88,6 +90,11 @@ class LifelongEditor:
         return self.tuner.peft_config[self.adapter_name]
 
     @property
+    def _lead(self) -> LEMoELayer:
+        """The layer that holds the anchors."""
+        return self.tuner.lemoe_layers(self.adapter_name)[0]
+
+    @property
     def root(self) -> torch.nn.Module:
         return self.tuner.model
 
@@ -101,14 +108,15 @@ class LifelongEditor:
         group fails, those before it stay and it leaves no trace.
 
         Raises:
-            ValueError: If there are no edits, one of them has no target tokens or is longer than the model's context, or two
-                of them give one prompt different targets.
+            ValueError: If there are no edits, one of them has no target tokens or is longer than the model's context, two
+                of them give one prompt different targets, or the adapter is not active.
             EditingError: If training breaks down; the message names the edits.
         """
-        edits = [edits] if isinstance(edits, Edit) else list(edits)
+        edits = [edits] if isinstance(edits, (Edit, str, dict)) else list(edits)
         tokenized = self._check(edits)
+        self._check_active()
         began = time.perf_counter()
-        was_training = self.root.training
+        was_training, was_trainable = self.root.training, self._lead.lemoe_open[self.adapter_name].in_proj.requires_grad
         self.root.eval()
         records: list[dict] = []
         try:
@@ -119,6 +127,10 @@ class LifelongEditor:
                 first += len(step.edits)
         finally:
             self.root.train(was_training)
+            for layer in self.tuner.lemoe_layers(self.adapter_name):
+                layer.lemoe_open[self.adapter_name].requires_grad_(was_trainable)
+            if self.adapter_name in self._lead.lemoe_router:
+                self._router.requires_grad_(was_trainable)
         return EditResult(self, records, time.perf_counter() - began)
 
     def _check(self, edits: list[Edit]) -> list[TokenizedEdit]:
@@ -138,16 +150,28 @@ class LifelongEditor:
         limit = getattr(self.root.config.get_text_config(), "max_position_embeddings", None) or 2**31
         return [tokenize_edit(self.tokenizer, edit, limit) for edit in edits]
 
+    def _check_active(self) -> None:
+        if self.adapter_name not in self._lead.active_adapters:
+            raise ValueError(
+                f"The adapter {self.adapter_name!r} is not active, so that nothing can be trained through it. Call "
+                f"`model.set_adapter({self.adapter_name!r})` first."
+            )
+        if self._lead.disable_adapters:
+            raise ValueError("The adapters are disabled, so that nothing can be trained. Leave `disable_adapter()` first.")
+
     def _prepare(self) -> None:
         if self._calibration is None:
             self._calibration = Calibration(self.tokenizer)
         if self.config.normalize and self.config.output_scale is None:
             self.config.output_scale = self._output_scale()
+        # A training loop may have left edits there, and more of them than an expert is to take.
+        if len(self._in_open_expert()) >= self.config.edits_per_expert:
+            self.tuner.commit(adapter_name=self.adapter_name)
 
     @torch.no_grad()
     def _output_scale(self) -> float:
         """Mean absolute output of the bypassed module on a few reference prompts."""
-        layer = self.tuner.lemoe_layers(self.adapter_name)[0]
+        layer = self._lead
         sequences = self.tokenizer(list(reference_prompts()[:16]))["input_ids"]
         ids, mask = batch_of(sequences, self.tokenizer.pad_token_id, self.root.get_input_embeddings().weight.device)
         outputs = []
@@ -171,24 +195,27 @@ class LifelongEditor:
             edits, room = edits[room:], size
 
     def _in_open_expert(self) -> list[dict]:
-        num_committed = len(self.tuner.lemoe_layers(self.adapter_name)[0].lemoe_bank[self.adapter_name])
+        if not self.tuner.has_open_edits(self.adapter_name):
+            return []
+        num_committed = len(self._lead.lemoe_bank[self.adapter_name])
         return [entry for entry in self.edits() if entry["expert"] >= num_committed]
 
     def _make(self, step: Step, tokenized: list[TokenizedEdit]) -> list[dict]:
         """Train and commit one group; on any failure the open experts are what they were."""
         name, layers = self.adapter_name, self.tuner.lemoe_layers(self.adapter_name)
         alone = self.config.edits_per_expert == 1
-        replayed = [] if alone else self._replay()
+        replayed = [] if alone else self._replay(step)
         before = [(deepcopy(layer.lemoe_open[name]), deepcopy(dict(layer.lemoe_router))) for layer in layers]
-        if alone:
+        if alone or not self._in_open_expert():
             for layer in layers:
-                layer.open_experts(name, len(step.edits), self.arguments.seed)
-            if name in layers[0].lemoe_router:
-                layers[0].open_keys(name, len(step.edits))
+                layer.open_experts(name, len(step.edits) if alone else 1, self.arguments.seed)
+        if alone and name in layers[0].lemoe_router:
+            layers[0].open_keys(name, len(step.edits))
         samples = [
             self._sample(item, expert if alone else 0) for expert, item in enumerate([*tokenized, *replayed])
         ]
         try:
+            anchors, entries = self._to_store(step, tokenized)
             batch = self._batch(samples)
             outcome = train_experts(self.tuner, name, batch, self.arguments)
         except BaseException as error:
@@ -202,11 +229,21 @@ class LifelongEditor:
         if batch.anchors is not None and self.config.router_replay and step.fills:
             bank = layers[0].lemoe_router_bank[name]
             bank.remember(batch.anchors, len(bank.keys) + batch.expert)
-        return self._commit(step, tokenized, outcome)
+        if step.fills:
+            self.tuner.commit(anchors, entries, name)
+        else:
+            self.tuner.store(anchors, entries, name)
+        return [
+            entry | {"loss": outcome.losses[i if alone else 0], "steps": outcome.steps[i if alone else 0]}
+            for i, entry in enumerate(entries)
+        ]
 
-    def _replay(self) -> list[TokenizedEdit]:
-        edits = [Edit(**entry["edit"]) for entry in self._in_open_expert()]
-        return self._check(edits) if edits else []
+    def _replay(self, step: Step) -> list[TokenizedEdit]:
+        """What the open expert holds already, less what has been superseded since."""
+        latest = {entry["edit"]["prompt"].strip(): Edit(**entry["edit"]) for entry in self._in_open_expert()}
+        for edit in step.edits:
+            latest.pop(edit.prompt.strip(), None)
+        return self._check(list(latest.values())) if latest else []
 
     def _sample(self, item: TokenizedEdit, expert: int) -> Sample:
         target = list(item.target)
@@ -227,24 +264,18 @@ class LifelongEditor:
 
     @property
     def _router(self):
-        return self.tuner.lemoe_layers(self.adapter_name)[0].lemoe_router[self.adapter_name]
+        return self._lead.lemoe_router[self.adapter_name]
 
-    def _commit(self, step: Step, tokenized: list[TokenizedEdit], outcome) -> list[dict]:
-        lead = self.tuner.lemoe_layers(self.adapter_name)[0]
-        num_committed = len(lead.lemoe_bank[self.adapter_name])
-        first_id = lead.lemoe_anchors[self.adapter_name].next_edit()
-        alone = self.config.edits_per_expert == 1
-        anchors, entries, records = [], [], []
+    def _to_store(self, step: Step, tokenized: list[TokenizedEdit]) -> tuple[list[Anchor], list[dict]]:
+        """Anchors and ledger entries of edits that are about to be made."""
+        num_committed = len(self._lead.lemoe_bank[self.adapter_name])
+        first_id = self._lead.lemoe_anchors[self.adapter_name].next_edit()
+        anchors, entries = [], []
         for i, (edit, item) in enumerate(zip(step.edits, tokenized, strict=True)):
-            expert = i if alone else 0
-            entries.append({"id": first_id + i, "expert": num_committed + expert, "edit": edit.to_dict()})
-            anchors += self._calibration.anchors(item, first_id + i, num_committed + expert)
-            records.append(entries[-1] | {"loss": outcome.losses[expert], "steps": outcome.steps[expert]})
-        if step.fills:
-            self.tuner.commit(anchors, entries, self.adapter_name)
-        else:
-            self.tuner.store(anchors, entries, self.adapter_name)
-        return records
+            expert = num_committed + (i if self.config.edits_per_expert == 1 else 0)
+            entries.append({"id": first_id + i, "expert": expert, "edit": edit.to_dict()})
+            anchors += self._calibration.anchors(item, first_id + i, expert)
+        return anchors, entries
 
     # -------------------------------------------------------------------------------------------------- looking and undo
 
@@ -273,22 +304,32 @@ class LifelongEditor:
 
     def explain(self, prompt: str) -> Explanation:
         """Which edit would answer a prompt, found by what and how surely; or that the base model does."""
-        lead = self.tuner.lemoe_layers(self.adapter_name)[0]
-        anchors = lead.lemoe_anchors[self.adapter_name]
+        anchors = self._lead.lemoe_anchors[self.adapter_name]
         ids = self.tokenizer(prompt)["input_ids"]
         found = anchors.route(torch.tensor([ids]), self.config.threshold)[0]
-        if not found:
-            nearest = max(anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
-            return Explanation(prompt, None, None, nearest.score if nearest else 0.0, nearest and nearest.threshold, "")
-        match = found[-1]
+        match = found[-1] if found else None
+        expert = match.expert if match else None
+        if self.config.routing == "kv_anchor":
+            expert = self._expert_of_router(ids)
+        threshold = self.config.threshold
+        if match is None:
+            near = max(anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
+            return Explanation(prompt, None, expert, near.score if near else 0.0, near and (threshold or near.threshold), "")
         entry = next(entry for entry in self.edits() if entry["id"] == match.edit)
         text = self.tokenizer.decode(ids[max(match.first, 0) : match.last + 1])
-        return Explanation(prompt, entry, match.expert, match.score, match.threshold, text)
+        entry = entry if entry["expert"] == expert else None
+        return Explanation(prompt, entry, expert, match.score, threshold or match.threshold, text)
+
+    @torch.no_grad()
+    def _expert_of_router(self, ids: list[int]) -> int | None:
+        batch = torch.tensor([ids], device=self.root.get_input_embeddings().weight.device)
+        route = self._lead.route(self.adapter_name, self.root, batch, {})
+        return None if route is None or not route.gates.any() else int(route.experts[0, 0])
 
     @contextmanager
     def without(self, edit_ids: set[int]):
         """Inside, the model answers as if these edits had not been made."""
-        anchors = self.tuner.lemoe_layers(self.adapter_name)[0].lemoe_anchors
+        anchors = self._lead.lemoe_anchors
         kept = anchors[self.adapter_name]
         fewer = deepcopy(kept)
         for edit_id in edit_ids:

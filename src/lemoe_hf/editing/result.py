@@ -38,21 +38,23 @@ class EditResult:
     def ids(self) -> list[int]:
         return [record["id"] for record in self.records]
 
-    def _answers(self) -> list[str]:
+    def _answers(self, since: int) -> list[str]:
+        """Answers as if no edit had been made from the one with the identifier `since` on."""
         edits = [record["edit"] for record in self.records]
         bounds = [len(self.editor.tokenizer(edit["target_new"])["input_ids"]) + 4 for edit in edits]
-        return [text.strip() for text in self.editor.answers([edit["prompt"] for edit in edits], bounds)]
+        later = {entry["id"] for entry in self.editor.edits() if entry["id"] >= since}
+        with self.editor.without(later):
+            return [text.strip() for text in self.editor.answers([edit["prompt"] for edit in edits], bounds)]
 
     @cached_property
     def before(self) -> list[str]:
-        """Answers of the model without these edits."""
-        with self.editor.without(set(self.ids)):
-            return self._answers()
+        """Answers of the model as it was before these edits."""
+        return self._answers(since=min(self.ids))
 
     @cached_property
     def after(self) -> list[str]:
-        """Answers of the model with them."""
-        return self._answers()
+        """Answers of the model with these edits, and none that came later."""
+        return self._answers(since=max(self.ids) + 1)
 
     def rows(self) -> list[dict]:
         """One row an edit, as printed."""
@@ -101,8 +103,9 @@ class Explanation:
 
     Args:
         prompt (`str`): The prompt.
-        entry (`dict`, *optional*): The ledger's entry of the edit that answers; `None` where the base model does.
-        expert (`int`, *optional*): The expert that holds it.
+        entry (`dict`, *optional*): The ledger's entry of the edit that answers; `None` where the base model does, or an
+            expert that a router has chosen for a prompt of no edit of its own.
+        expert (`int`, *optional*): The expert that answers; `None` where the base model does.
         score (`float`): Share of the best anchor's tokens found in a row.
         threshold (`float`, *optional*): Share at which that anchor is found; `None` where no anchor comes near.
         matched (`str`): The part of the prompt that was recognised.
@@ -117,14 +120,18 @@ class Explanation:
 
     @property
     def deferred(self) -> bool:
-        return self.entry is None
+        return self.expert is None
 
     def __str__(self) -> str:
-        if self.entry is None:
-            near = "nothing like it was edited" if self.threshold is None else (
-                f"the nearest anchor scores {self.score:.2f}, below its threshold of {self.threshold:.2f}"
+        if self.deferred:
+            near = (
+                "nothing like it was edited"
+                if self.threshold is None
+                else f"the nearest anchor scores {self.score:.2f}, below its threshold of {self.threshold:.2f}"
             )
             return f"{self.prompt!r}: the base model answers ({near})."
+        if self.entry is None:
+            return f"{self.prompt!r}: expert {self.expert} answers, whose key is nearest."
         edit = self.entry["edit"]
         return (
             f"{self.prompt!r}: edit {self.entry['id']} answers ({edit['prompt']!r} -> {edit['target_new']!r}), expert "

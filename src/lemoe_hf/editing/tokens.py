@@ -41,17 +41,17 @@ def continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, s
 def tokenize_edit(tokenizer: PreTrainedTokenizerBase, edit: Edit, max_length: int) -> TokenizedEdit:
     """
     Raises:
-        ValueError: If the target has no tokens, or prompt and target are longer than `max_length` tokens.
+        ValueError: If the target has no tokens, or prompt, target and end are longer than `max_length` tokens.
     """
     prompt = edit.prompt.rstrip() or edit.prompt
     ids = tokenizer(prompt)["input_ids"]
     target = continuation(tokenizer, prompt, edit.target_new.strip())
     if not target:
         raise ValueError(f"`target_new` {edit.target_new!r} of {edit.prompt!r} has no tokens in this tokenizer.")
-    if len(ids) + len(target) > max_length:
+    if len(ids) + len(target) + 1 > max_length:
         raise ValueError(
-            f"The edit {edit.prompt[:60]!r}... has {len(ids)} tokens and {len(target)} for its target; the model's context "
-            f"holds {max_length}. Shorten the prompt."
+            f"The edit {edit.prompt[:60]!r}... has {len(ids)} tokens and {len(target)} for its target, and there is the "
+            f"end of the text; the model's context holds {max_length}. Shorten the prompt."
         )
     plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     lead = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)  # tokens such as <bos>
