@@ -240,6 +240,9 @@ class LEMoEModel(BaseTuner):
             anchors.expert = torch.where(anchors.expert > expert, anchors.expert - 1, anchors.expert)
             for entry in entries:
                 entry["expert"] -= entry["expert"] > expert
+        if not is_committed and not self.has_open_edits(name):
+            for layer in layers:
+                layer.open_experts(name, 1)  # the next edit must not start from what was taken back
         layers[0].lemoe_ledger[name].text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         layers[0].write_sizes(name)
         return removed
