@@ -66,6 +66,8 @@ def _pristine(family: str) -> PreTrainedModel:
         for weight in model.parameters():  # the usual 0.02 gives logits that hardly depend on the prompt
             if weight.dim() > 1:
                 torch.nn.init.normal_(weight, std=0.25)
+        if family == "gemma3":  # it scales its embeddings, beside which the layers would hardly count
+            model.get_input_embeddings().weight.data /= HIDDEN**0.5
     return model.eval()
 
 
@@ -93,16 +95,17 @@ def put_edits(
     Args:
         prompts (`list[list[int]]`): Tokens of the prompts.
         subjects (`list[tuple[int, int]]`, *optional*): First and last token of each prompt's subject.
-        start (`int`, *optional*): Token of the prompt from which on the expert acts, by default its subject's last one.
+        start (`int`, *optional*): Token of the prompt from which on the expert acts, by default its subject's last.
     """
     tuner = getattr(model, "base_model", model)
     name = tuner._adapter(adapter_name)
     layers = tuner.lemoe_layers(name)
-    generator = torch.Generator().manual_seed(seed)
     for layer in layers:
         layer.open_experts(name, len(prompts))
-        for weight in layer.lemoe_open[name].weights().values():
-            weight.data.copy_(torch.randn(weight.shape, generator=generator))
+        for i in range(len(prompts)):
+            generator = torch.Generator().manual_seed(10_000 * seed + i)
+            for weight in layer.lemoe_open[name].weights().values():
+                weight.data[i] = torch.randn(weight.shape[1:], generator=generator)
     if name in layers[0].lemoe_router:
         layers[0].open_keys(name, len(prompts))
     first_expert, first_edit = len(layers[0].lemoe_bank[name]), layers[0].lemoe_anchors[name].next_edit()
