@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 from peft import PeftModel
 
 
+DRAFT = ".draft-"
+
+
 def save_adapter(model: PeftModel, adapter_name: str, entries: list[dict], directory: Path) -> None:
     """
     Save an adapter and its ledger to `directory`.
 
-    The files are complete in a folder beside it before the first of them replaces an old one. The weights come first: a
-    loader takes all sizes from them, should it find them beside an older config.
+    The files are complete in a folder within it before the first of them replaces an old one. The config comes first:
+    beside older weights it does no harm, since a loader takes all sizes from the weights, and newer weights need it.
 
     Raises:
         OSError: If the folder cannot be written; what it held is untouched.
     """
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as name:
+    for left_by_a_crash in directory.glob(f"{DRAFT}*"):
+        shutil.rmtree(left_by_a_crash)
+    with tempfile.TemporaryDirectory(prefix=DRAFT, dir=directory) as name:
         draft = Path(name)
-        model.save_pretrained(draft, selected_adapters=[adapter_name])
         written = draft if adapter_name == "default" else draft / adapter_name
+        written.mkdir(exist_ok=True)
+        if (directory / "README.md").is_file():  # what people wrote there stays
+            shutil.copy(directory / "README.md", written)
+        if written != draft:  # PEFT itself writes none for adapters of another name
+            model.create_or_update_model_card(written)
+        model.save_pretrained(draft, selected_adapters=[adapter_name])
         lines = [json.dumps({"id": entry["id"], **entry["edit"]}, ensure_ascii=False) + "\n" for entry in entries]
         (written / "edits.jsonl").write_text("".join(lines), encoding="utf-8")
-        for path in sorted(written.iterdir(), key=lambda path: path.suffix != ".safetensors"):
+        paths = [path for path in written.iterdir() if path.is_file()]
+        for path in sorted(paths, key=lambda path: path.name != "adapter_config.json"):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(path, directory / path.name)
