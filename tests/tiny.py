@@ -66,8 +66,9 @@ def _pristine(family: str) -> PreTrainedModel:
         for weight in model.parameters():  # the usual 0.02 gives logits that hardly depend on the prompt
             if weight.dim() > 1:
                 torch.nn.init.normal_(weight, std=0.25)
-        if family == "gemma3":  # it scales its embeddings, beside which the layers would hardly count
-            model.get_input_embeddings().weight.data /= HIDDEN**0.5
+        if family == "gemma3":  # it normalises what an FFN adds, which would hardly count beside its embeddings
+            for layer in model.model.layers:
+                layer.post_feedforward_layernorm.weight.data.fill_(3.0)
     return model.eval()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import FAMILIES, HIDDEN, assert_same, edited, logits, prompts_of, put_edits, tiny
 
 from lemoe_hf.routing.context import Route
 from lemoe_hf.tuners.lemoe.layer import Bytes, Experts
+from tiny import FAMILIES, HIDDEN, assert_same, edited, logits, prompts_of, put_edits, tiny
 
 
 def random_experts(num=3, gated=False, trainable=False) -> Experts:

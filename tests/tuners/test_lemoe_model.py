@@ -8,6 +8,9 @@ import pickle
 import pytest
 import torch
 from peft import get_peft_model
+
+from lemoe_hf import LEMoEConfig
+from lemoe_hf.routing.anchors import Anchor
 from tiny import (
     FAMILIES,
     PAD,
@@ -22,14 +25,11 @@ from tiny import (
     unrelated,
 )
 
-from lemoe_hf import LEMoEConfig
-from lemoe_hf.routing.anchors import Anchor
-
 
 SUBJECT = (2, 4)
 
 
-# ------------------------------------------------------------------------------------------- nothing changes until it must
+# --------------------------------------------------------------------------------------- nothing changes until it must
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -209,7 +209,7 @@ def test_freezing_is_by_position_and_survives_peft():
     assert not [name for name, _ in model.named_parameters() if "bank" in name or "anchor" in name]
 
 
-# ----------------------------------------------------------------------------------------------------------------- undo
+# ---------------------------------------------------------------------------------------------------------------- undo
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -273,7 +273,7 @@ def test_undo_of_an_unknown_edit_says_which_there_are():
         model.base_model.remove_edit(9)
 
 
-# ------------------------------------------------------------------------------------------------ training without an editor
+# ------------------------------------------------------------------------------------------ training without an editor
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -373,7 +373,7 @@ def test_two_forward_passes_before_one_backward_under_checkpointing(family, reen
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
-# -------------------------------------------------------------------------------------------------------- several adapters
+# ---------------------------------------------------------------------------------------------------- several adapters
 
 
 def test_several_adapters_share_a_model():
@@ -426,7 +426,7 @@ def test_an_unknown_adapter_is_named():
         edited().base_model.ledger("x")
 
 
-# ------------------------------------------------------------------------------------------------------------------ copies
+# -------------------------------------------------------------------------------------------------------------- copies
 
 
 def by_pickle(model):
