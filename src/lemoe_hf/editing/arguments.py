@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+# Chat, a sentence to complete, and the subject alone: what made rephrasings of another form find their answer.
+CONTEXTS = ("chat", "Complete: {prompt} ...?", "{subject} is", "What about {subject}?")
+
+
 @dataclass
 class EditingArguments:
     """
@@ -24,6 +28,10 @@ class EditingArguments:
             Train the end of the text after the target, so that `generate` stops there.
         seed (`int`, *optional*, defaults to `0`):
             Of the experts' first weights.
+        contexts (`tuple[str]`, *optional*):
+            Surroundings in which an edit is learned beside its bare prompt: texts with `{prompt}` or `{subject}` in them,
+            and `"chat"` for the tokenizer's chat template. They cost their share of time, and without them an edit holds for
+            questions of its own form only.
     """
 
     learning_rate: float = 0.15
@@ -33,6 +41,7 @@ class EditingArguments:
     batch_size: int = 64
     end_of_sequence: bool = True
     seed: int = 0
+    contexts: tuple[str, ...] = CONTEXTS
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_steps", "batch_size"):
@@ -42,4 +51,4 @@ class EditingArguments:
     @classmethod
     def paper(cls) -> EditingArguments:
         """LEMoE's AdamW with 2e-4 (section 5.1); the number of steps is not published and is ours."""
-        return cls(learning_rate=2e-4, relative=False, max_steps=100, end_of_sequence=False)
+        return cls(learning_rate=2e-4, relative=False, max_steps=100, end_of_sequence=False, contexts=())

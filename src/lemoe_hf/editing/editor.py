@@ -148,7 +148,7 @@ class LifelongEditor:
                     f"{edit.target_new.strip()!r}. Keep one, or edit them one after the other: the later one wins."
                 )
         limit = getattr(self.root.config.get_text_config(), "max_position_embeddings", None) or 2**31
-        return [tokenize_edit(self.tokenizer, edit, limit) for edit in edits]
+        return [tokenize_edit(self.tokenizer, edit, limit, self.arguments.contexts) for edit in edits]
 
     def _check_active(self) -> None:
         if self.adapter_name not in self._lead.active_adapters:
@@ -212,7 +212,9 @@ class LifelongEditor:
         if alone and name in layers[0].lemoe_router:
             layers[0].open_keys(name, len(step.edits))
         samples = [
-            self._sample(item, expert if alone else 0) for expert, item in enumerate([*tokenized, *replayed])
+            sample
+            for expert, item in enumerate([*tokenized, *replayed])
+            for sample in self._samples(item, expert if alone else 0)
         ]
         try:
             anchors, entries = self._to_store(step, tokenized)
@@ -245,12 +247,14 @@ class LifelongEditor:
             latest.pop(edit.prompt.strip(), None)
         return self._check(list(latest.values())) if latest else []
 
-    def _sample(self, item: TokenizedEdit, expert: int) -> Sample:
-        target = list(item.target)
-        if self.arguments.end_of_sequence and self.tokenizer.eos_token_id is not None:
-            target.append(self.tokenizer.eos_token_id)
-        start = item.start if self.config.routing == "nearest_anchor" else 0
-        return Sample(item.prompt, target, start, expert)
+    def _samples(self, item: TokenizedEdit, expert: int) -> list[Sample]:
+        """An edit's texts to train on: its prompt, and its other surroundings."""
+        end = [self.tokenizer.eos_token_id] if self.arguments.end_of_sequence else []
+        anywhere = self.config.routing == "kv_anchor"
+        return [
+            Sample(prompt, target + end, 0 if anywhere else start, expert)
+            for prompt, target, start in [(item.prompt, item.target, item.start), *item.contexts]
+        ]
 
     def _batch(self, samples: list[Sample]) -> CachedBatch:
         context, pad = self.tuner.context, self.tokenizer.pad_token_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,25 +22,35 @@ class TokenizedEdit:
         start (`int`): Column of the subject's last token, from which on the expert acts.
         spans (`list[tuple[tuple[int, ...], bool, int]]`): What to look for in other prompts: tokens, whether they are the
             whole prompt, and the column within them from which on the expert acts.
+        contexts (`list[tuple[list[int], list[int], int]]`): Prompt, target and start again, in other surroundings.
     """
 
     prompt: list[int]
     target: list[int]
     start: int
     spans: list[tuple[tuple[int, ...], bool, int]]
+    contexts: list[tuple[list[int], list[int], int]]
 
 
-def continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, separator: str = " ") -> list[int]:
-    """Tokens of `target` behind `prompt`."""
-    before = tokenizer(prompt)["input_ids"]
-    whole = tokenizer(prompt + separator + target)["input_ids"]
+def continuation(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str, separator: str = " ", special: bool = True
+) -> list[int]:
+    """Tokens of `target` behind `prompt`; `special` as in the tokenizer's `add_special_tokens`."""
+    before = tokenizer(prompt, add_special_tokens=special)["input_ids"]
+    whole = tokenizer(prompt + separator + target, add_special_tokens=special)["input_ids"]
     if whole[: len(before)] == before:
         return whole[len(before) :]
     return tokenizer(separator + target, add_special_tokens=False)["input_ids"]
 
 
-def tokenize_edit(tokenizer: PreTrainedTokenizerBase, edit: Edit, max_length: int) -> TokenizedEdit:
+def tokenize_edit(
+    tokenizer: PreTrainedTokenizerBase, edit: Edit, max_length: int, contexts: Sequence[str] = ()
+) -> TokenizedEdit:
     """
+    Args:
+        max_length (`int`): Tokens that the model's context holds; a context that does not fit is left out.
+        contexts (`Sequence[str]`): As in [`EditingArguments`].
+
     Raises:
         ValueError: If the target has no tokens, or prompt, target and end are longer than `max_length` tokens.
     """
@@ -69,7 +80,44 @@ def tokenize_edit(tokenizer: PreTrainedTokenizerBase, edit: Edit, max_length: in
             for spelled in spellings(tokenizer, subject.lower()):
                 spans[(spelled, False, len(spelled) - 1)] = None
     unique = {tokens: (tokens, is_prompt, max(start, 0)) for tokens, is_prompt, start in reversed(spans) if tokens}
-    return TokenizedEdit(ids, target, lead + last, list(reversed(unique.values())))
+    elsewhere = [row for row in in_contexts(tokenizer, edit, contexts) if len(row[0]) + len(row[1]) + 1 <= max_length]
+    return TokenizedEdit(ids, target, lead + last, list(reversed(unique.values())), elsewhere)
+
+
+def in_contexts(
+    tokenizer: PreTrainedTokenizerBase, edit: Edit, contexts: Sequence[str]
+) -> list[tuple[list[int], list[int], int]]:
+    """
+    The edit in other surroundings, to train on beside its own prompt.
+
+    Args:
+        contexts (`Sequence[str]`): As in [`EditingArguments`].
+
+    Returns:
+        For each context that applies: tokens of the text, tokens of the target, and the column where the subject ends.
+    """
+    prompt, target, span = edit.prompt.rstrip(), edit.target_new.strip(), edit.subject_span()
+    subject = prompt[slice(*span)] if span else prompt
+    rows = []
+    for context in contexts:
+        special, separator = True, " "
+        if context == "chat":
+            if tokenizer.chat_template is None:
+                continue
+            turn = [{"role": "user", "content": prompt}]
+            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            special, separator = False, ""
+        elif span is None and "{subject}" in context:
+            continue
+        else:
+            text = context.format(prompt=prompt, subject=subject)
+        ids = tokenizer(text, add_special_tokens=special)["input_ids"]
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        lead = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)
+        start = text.rindex(subject)
+        _, last = columns(tokenizer, text, plain, start, start + len(subject))
+        rows.append((ids, continuation(tokenizer, text, target, separator, special), lead + last))
+    return rows
 
 
 def spellings(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, ...]]:

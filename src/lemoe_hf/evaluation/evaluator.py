@@ -67,7 +67,9 @@ class EditEvaluator:
                 ids = tokenizer(prompt.rstrip())["input_ids"]
                 rows.append((ids, continuation(tokenizer, prompt.rstrip(), target.strip())))
             width = max(len(ids) + len(target) for ids, target in rows)
-            texts = [ids + target + [tokenizer.pad_token_id] * (width - len(ids) - len(target)) for ids, target in rows]
+            texts = [
+                ids + target + [tokenizer.pad_token_id] * (width - len(ids) - len(target)) for ids, target in rows
+            ]
             mask = [[1] * (len(ids) + len(t)) + [0] * (width - len(ids) - len(t)) for ids, t in rows]
             yield torch.tensor(texts), torch.tensor(mask), [(len(ids) - 1, target) for ids, target in rows]
 
@@ -109,7 +111,9 @@ class EditEvaluator:
         same, exact, divergence = [], [], []
         edited = self.logits(model, tokenizer, prompts, targets)
         # Batch by batch, so that no more than two batches of logits are held.
-        for (after, column, target), before in zip(edited, self.base_logits(model, tokenizer, prompts, targets), strict=True):
+        for (after, column, target), before in zip(
+            edited, self.base_logits(model, tokenizer, prompts, targets), strict=True
+        ):
             same.append(token_accuracy(after[column:].argmax(-1).tolist(), before[column:].argmax(-1).tolist()))
             exact.append(torch.equal(after, before))
             divergence.append(kl_divergence(before[column:], after[column:]))

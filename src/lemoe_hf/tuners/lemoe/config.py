@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Optional, Union
+from pathlib import Path
+from typing import ClassVar, Literal, Optional, Union
 
 from peft import PeftConfig, TaskType
 from peft.utils import PeftType
+
+from ...card import complete_card
 
 
 def choice(default: str, allowed: tuple[str, ...], help: str):
@@ -138,6 +141,8 @@ class LEMoEConfig(PeftConfig):
     output_scale: Optional[float] = None
     base_model_fingerprint: Optional[str] = None
 
+    in_use: ClassVar[bool] = False  # an adapter has this very object, and writes its sizes there
+
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType("LEMOE")
@@ -166,6 +171,11 @@ class LEMoEConfig(PeftConfig):
             )
         if self.top_k > 1 and self.routing != "kv_anchor":
             raise ValueError(f"`top_k={self.top_k}` needs `routing='kv_anchor'`; the nearest anchor has one expert.")
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        # The one call of PEFT's `save_pretrained` that a method can extend: here the card learns of `import lemoe_hf`.
+        super().save_pretrained(save_directory, **kwargs)
+        complete_card(Path(save_directory), self.base_model_name_or_path)
 
     @classmethod
     def paper(cls, **overrides) -> LEMoEConfig:

@@ -6,6 +6,7 @@ Axes: `b` batch, `t` tokens, `s` slots of the route, `e` experts, `d` hidden siz
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -329,41 +330,55 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         if adapter_name in self.lemoe_router_bank:
             config.num_router_anchors = len(self.lemoe_router_bank[adapter_name].anchors)
 
-    def fit_to(self, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+    def _stored(self, adapter_name: str) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:
+        """Everything that is saved of an adapter: its module, its key within this layer, its name and the tensor."""
+        for container in self.adapter_layer_names + self.other_param_names:
+            if adapter_name in getattr(self, container):
+                module = getattr(self, container)[adapter_name]
+                for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                    yield module, f"{container}.{adapter_name}.{name}", name, tensor
+
+    def check(self, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
         """
-        Resize every tensor of an adapter to what a state dict, with keys relative to this layer, holds for it.
+        Check a state dict, with keys relative to this layer, before anything of it is loaded.
 
         Raises:
-            ValueError: If a tensor is missing, or made for another model.
+            ValueError: If a tensor is missing, made for another model, or does not go with the others.
         """
-        for container in self.adapter_layer_names + self.other_param_names:
-            modules = getattr(self, container)
-            if adapter_name not in modules:
-                continue
-            module = modules[adapter_name]
-            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-                saved = state_dict.get(f"{container}.{adapter_name}.{name}")
-                if saved is None:
-                    raise ValueError(
-                        f"The adapter's weights lack {container}.{name}: the file is damaged, or belongs to another method. "
-                        f"It holds {sorted(state_dict)[:8] or 'nothing for this layer'}."
-                    )
-                if tensor.dim() != saved.dim() or (tensor.dim() == 3 and tensor.shape[1:] != saved.shape[1:]):
-                    raise ValueError(
-                        f"The adapter's {container}.{name} has the shape {tuple(saved.shape)}, where this model needs "
-                        f"{tuple(tensor.shape)}: it was made for another hidden size or `expert_dim`. Load the base model "
-                        f"it was made for."
-                    )
-                if tensor.shape == saved.shape:
-                    continue
-                resized = tensor.new_zeros(saved.shape)
-                if isinstance(tensor, nn.Parameter):
-                    setattr(module, name, nn.Parameter(resized, requires_grad=tensor.requires_grad))
-                else:
-                    setattr(module, name, resized)
-            if isinstance(module, Anchors):
-                module.forget_index()
+        for _, key, _, tensor in self._stored(adapter_name):
+            saved, named = state_dict.get(key), key.replace(f".{adapter_name}.", ".")
+            if saved is None:
+                raise ValueError(
+                    f"The adapter's weights lack {named}: the file is damaged, or belongs to another method. It holds "
+                    f"{sorted(state_dict)[:8] or 'nothing for this layer'}."
+                )
+            if tensor.dim() != saved.dim() or (tensor.dim() == 3 and tensor.shape[1:] != saved.shape[1:]):
+                raise ValueError(
+                    f"The adapter's {named} has the shape {tuple(saved.shape)}, where this model needs "
+                    f"{tuple(tensor.shape)}: it was made for another hidden size or `expert_dim`. Load the base model it "
+                    f"was made for."
+                )
+        for container in ("lemoe_open", "lemoe_bank"):
+            names = getattr(self, container)[adapter_name].names
+            sizes = {name: len(state_dict[f"{container}.{adapter_name}.{name}"]) for name in names}
+            if len(set(sizes.values())) > 1:
+                raise ValueError(
+                    f"The adapter's weights are damaged: {container} has unequal numbers of experts, {sizes}."
+                )
         if adapter_name in self.lemoe_anchors:
+            prefix = f"lemoe_anchors.{adapter_name}."
+            Anchors.check({key.removeprefix(prefix): value for key, value in state_dict.items() if prefix in key})
+
+    def fit_to(self, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+        """Resize every tensor of an adapter to what a state dict, with keys relative to this layer, holds for it."""
+        for module, key, name, tensor in list(self._stored(adapter_name)):
+            if tensor.shape != state_dict[key].shape:
+                resized = tensor.new_zeros(state_dict[key].shape)
+                if isinstance(tensor, nn.Parameter):
+                    resized = nn.Parameter(resized, requires_grad=tensor.requires_grad)
+                setattr(module, name, resized)
+        if adapter_name in self.lemoe_anchors:
+            self.lemoe_anchors[adapter_name].forget_index()
             self.write_sizes(adapter_name)
 
     # ----------------------------------------------------------------------------------------------------------- forward

@@ -41,6 +41,12 @@ class LEMoEModel(BaseTuner):
     # -------------------------------------------------------------------------------------------------------- injection
 
     def _pre_injection_hook(self, model: nn.Module, config: LEMoEConfig, adapter_name: str) -> None:
+        if config.in_use and config.num_anchors:
+            raise ValueError(
+                f"This config belongs to an adapter and has grown with it ({config.num_experts} experts). Make a new "
+                f"LEMoEConfig for every adapter."
+            )
+        config.in_use = True
         self._check_base_model(model, config)
 
     def _check_base_model(self, model: nn.Module, config: LEMoEConfig) -> None:
@@ -143,14 +149,16 @@ class LEMoEModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         """Give every layer the sizes of what is loaded: an adapter may be loaded onto one with fewer or more edits."""
         state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        for name, layer in model.named_modules():
-            if isinstance(layer, LEMoELayer) and adapter_name in layer.lemoe_bank:
-                own = {
-                    key.removeprefix(f"{name}."): value
-                    for key, value in state_dict.items()
-                    if key.startswith(f"{name}.")
-                }
-                layer.fit_to(adapter_name, own)
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LEMoELayer)}
+        own = {
+            name: {key[len(name) + 1 :]: value for key, value in state_dict.items() if key.startswith(f"{name}.")}
+            for name, layer in layers.items()
+            if adapter_name in layer.lemoe_bank
+        }
+        for name, tensors in own.items():  # all of them before the first is resized: an error changes nothing
+            layers[name].check(adapter_name, tensors)
+        for name, tensors in own.items():
+            layers[name].fit_to(adapter_name, tensors)
         return state_dict
 
     # ----------------------------------------------------------------------------------------------- experts and ledger

@@ -1,0 +1,190 @@
+"""What the commands do."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from peft import PeftConfig, PeftModel, get_peft_model
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from lemoe_hf import EditEvaluator, EditingError, LEMoEConfig, LifelongEditor, read_edits
+
+
+out, err = Console(), Console(stderr=True)
+
+
+@contextmanager
+def reported():
+    """Tell an expected error in one line, and leave with code 1."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, OSError, EditingError, SafetensorError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        err.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def show(rows: list[dict], title: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    table = Table(title=title)
+    for name in rows[0] if rows else ():
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*[f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()])
+    out.print(table)
+
+
+def adapter_config(adapter: Path) -> LEMoEConfig:
+    """The config of a saved LEMoE adapter.
+
+    Raises:
+        ValueError: If the folder holds none, a damaged one, or one of another method.
+    """
+    if not (adapter / "adapter_config.json").is_file():
+        raise ValueError(f"{adapter} holds no adapter: there is no adapter_config.json. Make one with `lemoe edit`.")
+    try:
+        config = PeftConfig.from_pretrained(str(adapter))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{adapter / 'adapter_config.json'} is damaged ({error}). Restore it from a copy.") from None
+    if not isinstance(config, LEMoEConfig):
+        raise ValueError(f"{adapter} is an adapter of type {config.peft_type}, not LEMOE.")
+    return config
+
+
+def load_editor(adapter: Path, model: str | None) -> LifelongEditor:
+    """The edited model, from the adapter's folder and its base model."""
+    name = model or adapter_config(adapter).base_model_name_or_path
+    if not name:
+        raise ValueError(f"The adapter in {adapter} does not name its base model; pass it with --model.")
+    return open_editor(name, adapter)
+
+
+def open_editor(name: str, adapter: Path) -> LifelongEditor:
+    """An editor on the adapter in a folder, or on a new one where the folder has none."""
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    exists = (adapter / "adapter_config.json").exists()
+    if exists:
+        adapter_config(adapter)
+    elif adapter.exists() and any(adapter.iterdir()):
+        raise ValueError(f"{adapter} is not empty and holds no adapter. Pass another folder to --adapter.")
+    base = AutoModelForCausalLM.from_pretrained(name)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not exists:
+        return LifelongEditor(get_peft_model(base, LEMoEConfig(base_model_name_or_path=name)), tokenizer)
+    try:
+        loaded = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{adapter / 'adapter_model.safetensors'} is damaged ({error}). Restore it from a copy, or make the edits of "
+            f"{adapter / 'edits.jsonl'} again."
+        ) from None
+    return LifelongEditor(loaded, tokenizer)
+
+
+def edit(model: str, edits: Path, adapter: Path, step: int, as_json: bool) -> None:
+    with reported():
+        wanted = read_edits(edits)
+        editor = open_editor(model, adapter)
+        # Of several edits of one prompt the last one counts, so that a run that was cut off can be repeated.
+        current = {entry["edit"]["prompt"].strip(): entry["edit"]["target_new"].strip() for entry in editor.edits()}
+        new = [item for item in wanted if current.get(item.prompt.strip()) != item.target_new.strip()]
+        rows: list[dict] = []
+        columns = (TextColumn("editing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+            task = progress.add_task("", total=len(new))
+            for first in range(0, len(new), step):
+                result = editor.edit(new[first : first + step])
+                editor.save_pretrained(adapter)
+                rows += result.rows()
+                progress.advance(task, len(result))
+        known = len(wanted) - len(new)
+        title = f"{len(new)} edits made" + (f", {known} were there already" if known else "") + f"; saved to {adapter}"
+        show(rows, title, as_json)
+
+
+def generate(prompts: list[str], adapter: Path, model: str | None, max_new_tokens: int, as_json: bool) -> None:
+    with reported():
+        editor = load_editor(adapter, model)
+        edited = editor.answers(prompts, max_new_tokens)
+        with editor.model.disable_adapter():
+            base = editor.answers(prompts, max_new_tokens)
+        rows = [
+            {"prompt": prompt, "answer": after.strip(), "base model": before.strip()}
+            for prompt, after, before in zip(prompts, edited, base, strict=True)
+        ]
+        show(rows, "Answers", as_json)
+
+
+def evaluate(adapter: Path, model: str | None, edits: Path | None, as_json: bool) -> None:
+    with reported():
+        path = edits or adapter / "edits.jsonl"
+        if not path.is_file():
+            raise ValueError(f"There is no {path}. Pass the edits to measure with --edits.")
+        wanted = read_edits(path)
+        editor = load_editor(adapter, model)
+        measures = EditEvaluator(wanted)(editor.model, editor.tokenizer)
+        if as_json:
+            print(json.dumps(measures, indent=2))
+        else:
+            show([{"measure": key, "value": value} for key, value in measures.items()], f"After all edits of {path}", False)
+
+
+def inspect(adapter: Path, prompts: list[str], model: str | None, as_json: bool) -> None:
+    with reported():
+        if prompts:
+            editor = load_editor(adapter, model)
+            explained = [editor.explain(prompt) for prompt in prompts]
+            if as_json:
+                print(json.dumps([vars(item) for item in explained], ensure_ascii=False, indent=2))
+            else:
+                for item in explained:
+                    out.print(str(item), markup=False, highlight=False)
+            return
+        config = adapter_config(adapter)
+        entries = read_ledger(adapter)
+        rows = [{"id": entry["id"], "expert": entry["expert"], **entry.get("edit", entry)} for entry in entries]
+        keys = ("id", "expert", "prompt", "target_new", "subject")
+        title = f"{len(rows)} edits in {config.num_experts} experts beside {', '.join(sorted(config.target_modules))}"
+        show([{key: row.get(key, "") for key in keys} for row in rows], title, as_json)
+
+
+def undo(edit_ids: list[int], adapter: Path, model: str | None, as_json: bool) -> None:
+    with reported():
+        editor = load_editor(adapter, model)
+        undone = [editor.undo(edit_id) for edit_id in edit_ids]
+        editor.save_pretrained(adapter)
+        rows = [{"id": entry["id"], **entry.get("edit", {})} for entry in undone]
+        show([{key: row.get(key, "") for key in ("id", "prompt", "target_new")} for row in rows], "Undone", as_json)
+
+
+def read_ledger(adapter: Path) -> list[dict]:
+    """The ledger of a saved adapter, without its base model."""
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"There is no {path}: the adapter is not complete.")
+    try:
+        with safe_open(path, "pt") as file:
+            key = next((key for key in file.keys() if key.endswith("lemoe_ledger.bytes")), None)  # noqa: SIM118
+            if key is None:
+                raise ValueError(f"{path} is not the file of a LEMoE adapter: it has no ledger.")
+            text = bytes(file.get_tensor(key).tolist()).decode()
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}). Restore it from a copy.") from None
+    return [json.loads(line) for line in text.splitlines()]
+
+

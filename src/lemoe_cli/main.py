@@ -1,0 +1,88 @@
+"""Commands and their options; what they do is in `commands.py`, imported when one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+app = typer.Typer(
+    name="lemoe",
+    help="Correct a causal language model, again and again, and keep the corrections as a PEFT adapter.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[Optional[str], typer.Option("--model", help="Base model: a folder or a Hub id. By default the adapter's own.")]
+Adapter = Annotated[Path, typer.Option("--adapter", help="Folder of the adapter.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def edit(
+    model: Annotated[str, typer.Option("--model", help="Base model: a folder or a Hub id.")],
+    edits: Annotated[Path, typer.Option("--edits", help="JSON lines with `prompt`, `target_new` and, better, `subject`.")],
+    adapter: Adapter,
+    step: Annotated[int, typer.Option(min=1, help="Edits trained side by side and saved together.")] = 64,
+    json: Json = False,
+) -> None:
+    """Make edits and save them to an adapter; an adapter that is there already grows. Run again after a crash to resume."""
+    from .commands import edit as run
+
+    run(model, edits, adapter, step, json)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[list[str], typer.Argument(help="One or more prompts.")],
+    adapter: Adapter,
+    model: Model = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 24,
+    json: Json = False,
+) -> None:
+    """Answer prompts with the edited model, beside the base model's answers."""
+    from .commands import generate as run
+
+    run(prompt, adapter, model, max_new_tokens, json)
+
+
+@app.command()
+def evaluate(
+    adapter: Adapter,
+    model: Model = None,
+    edits: Annotated[Optional[Path], typer.Option("--edits", help="Edits to measure; by default the adapter's own.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure reliability, generality and locality after all edits, teacher-forced and by free generation."""
+    from .commands import evaluate as run
+
+    run(adapter, model, edits, json)
+
+
+@app.command()
+def inspect(
+    adapter: Adapter,
+    prompt: Annotated[Optional[list[str]], typer.Option("--prompt", help="Tell which edit would answer this.")] = None,
+    model: Model = None,
+    json: Json = False,
+) -> None:
+    """List the edits of an adapter, or tell which of them would answer a prompt and why."""
+    from .commands import inspect as run
+
+    run(adapter, prompt or [], model, json)
+
+
+@app.command()
+def undo(
+    edit_id: Annotated[list[int], typer.Argument(help="Identifiers of edits, as `lemoe inspect` lists them.")],
+    adapter: Adapter,
+    model: Model = None,
+    json: Json = False,
+) -> None:
+    """Take edits back, exactly, and save the adapter."""
+    from .commands import undo as run
+
+    run(edit_id, adapter, model, json)
