@@ -40,15 +40,6 @@ class LEMoEModel(BaseTuner):
 
     # -------------------------------------------------------------------------------------------------------- injection
 
-    def _pre_injection_hook(self, model: nn.Module, config: LEMoEConfig, adapter_name: str) -> None:
-        if config.in_use and config.num_anchors:
-            raise ValueError(
-                f"This config belongs to an adapter and has grown with it ({config.num_experts} experts). Make a new "
-                f"LEMoEConfig for every adapter."
-            )
-        config.in_use = True
-        self._check_base_model(model, config)
-
     def _check_base_model(self, model: nn.Module, config: LEMoEConfig) -> None:
         base_config = getattr(model, "config", None)
         if getattr(base_config, "is_encoder_decoder", False):
@@ -79,6 +70,14 @@ class LEMoEModel(BaseTuner):
         return peft_config
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config = self.peft_config[adapter_name]
+        if config.in_use and config.num_anchors:
+            raise ValueError(
+                f"This config belongs to an adapter and has grown with it ({config.num_experts} experts). Make a new "
+                f"LEMoEConfig for every adapter."
+            )
+        config.in_use = True
+        self._check_base_model(model, config)
         self.context = RoutingContext.of(model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.context.blocks = [
