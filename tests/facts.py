@@ -27,10 +27,15 @@ def learner(family: str = "llama", **config) -> PeftModel:
     return model
 
 
+def plain(**settings) -> EditingArguments:
+    """Train an edit behind its bare prompt alone, which is quick."""
+    return EditingArguments(contexts=(), **settings)
+
+
 def editor_for(
     tokenizer: PreTrainedTokenizerBase, arguments: EditingArguments | None = None, **config
 ) -> LifelongEditor:
-    return LifelongEditor(learner(**config), tokenizer, arguments)
+    return LifelongEditor(learner(**config), tokenizer, arguments or plain())
 
 
 def targets(edits: list[Edit]) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from facts import FACTS, UNRELATED, editor_for, learner, targets
+from facts import FACTS, UNRELATED, editor_for, learner, plain, targets
 from lemoe_hf import Edit, EditingArguments, EditingError, LEMoEConfig, LifelongEditor
 from lemoe_hf.editing import training
 from tiny import PAD, adapter_state, assert_same, committed, tiny
@@ -52,7 +52,7 @@ def all_equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     ids=str,
 )
 def test_edits_are_answered_and_everything_else_is_the_base_model(tokenizer, config):
-    editor = editor_for(tokenizer, EditingArguments(max_steps=60), **config)
+    editor = editor_for(tokenizer, plain(max_steps=60), **config)
     base = logits_of(editor, UNRELATED)
     result = editor.edit(FACTS)
     assert answers(editor, FACTS) == targets(FACTS)
@@ -80,11 +80,11 @@ def test_records_tell_what_was_done(tokenizer):
 
 
 def test_an_edit_stops_by_itself(tokenizer):
-    result = editor_for(tokenizer, EditingArguments(stop_loss=0.5)).edit(FACTS)
+    result = editor_for(tokenizer, plain(stop_loss=0.5)).edit(FACTS)
     assert len({record["steps"] for record in result.records}) > 1
     assert all(record["loss"] <= 0.5 for record in result.records)
     # What it keeps is the expert of that moment, not one that trained on beside the others.
-    alone = editor_for(tokenizer, EditingArguments(stop_loss=0.5)).edit(FACTS[3])
+    alone = editor_for(tokenizer, plain(stop_loss=0.5)).edit(FACTS[3])
     assert alone.records[0]["steps"] == result.records[3]["steps"]
     assert alone.records[0]["loss"] == pytest.approx(result.records[3]["loss"], rel=1e-3)
 
@@ -100,8 +100,28 @@ def test_later_edits_change_nothing_of_earlier_ones(tokenizer, config):
     assert_same({name: now[name][: len(tensor)] for name, tensor in stored.items()}, stored)
 
 
+def test_an_edit_holds_in_the_contexts_that_it_is_learned_in(tokenizer):
+    contexts = ("Complete: {prompt} ...?", "What about {subject}?")
+    prompts = [context.format(prompt=FACTS[1].prompt, subject=FACTS[1].subject) for context in contexts]
+    bare = editor_for(tokenizer)
+    wide = editor_for(tokenizer, EditingArguments(contexts=contexts, max_steps=100))
+    for editor in (bare, wide):
+        editor.edit(FACTS[1])
+        assert answers(editor, FACTS[1:2]) == ["Onhava"]
+    assert [text.strip() for text in wide.answers(prompts, 10)] == ["Onhava", "Onhava"]
+    assert [text.strip() for text in bare.answers(prompts, 10)] != ["Onhava", "Onhava"]
+
+
+def test_a_tokenizer_without_an_end_of_text(tokenizer):
+    endless = copy.deepcopy(tokenizer)
+    endless.eos_token = None
+    editor = editor_for(endless)
+    editor.edit(FACTS[1])
+    assert answers(editor, FACTS[1:2])[0].startswith("Onhava")
+
+
 def test_a_stream_of_single_edits_and_one_batch_end_in_the_same_adapter(tokenizer):
-    stream, batch, groups = (editor_for(tokenizer, EditingArguments(batch_size=size)) for size in (64, 64, 4))
+    stream, batch, groups = (editor_for(tokenizer, plain(batch_size=size)) for size in (64, 64, 4))
     for fact in FACTS:
         stream.edit(fact)
     batch.edit(FACTS)
@@ -145,7 +165,7 @@ def test_several_layers_are_edited_together(tokenizer):
 
 
 def test_an_expert_fills_up_over_several_calls_and_is_committed_when_full(tokenizer):
-    editor = editor_for(tokenizer, EditingArguments(max_steps=60), edits_per_expert=3, expert_dim=16)
+    editor = editor_for(tokenizer, plain(max_steps=60), edits_per_expert=3, expert_dim=16)
     editor.edit(FACTS[:2])
     assert len(lead(editor).lemoe_bank["default"]) == 0
     assert editor.tuner.has_open_edits()
@@ -161,7 +181,7 @@ def test_an_expert_fills_up_over_several_calls_and_is_committed_when_full(tokeni
 
 
 def test_a_superseded_edit_is_not_replayed(tokenizer):
-    editor = editor_for(tokenizer, EditingArguments(max_steps=60), edits_per_expert=4, expert_dim=16)
+    editor = editor_for(tokenizer, plain(max_steps=60), edits_per_expert=4, expert_dim=16)
     editor.edit(FACTS[0])
     editor.edit(Edit(FACTS[0].prompt, "Oman", subject=FACTS[0].subject))
     assert answers(editor, FACTS[:1]) == ["Oman"]
@@ -170,7 +190,7 @@ def test_a_superseded_edit_is_not_replayed(tokenizer):
 
 
 def test_an_open_expert_survives_saving_and_goes_on(tokenizer, tmp_path):
-    arguments = EditingArguments(max_steps=60)
+    arguments = plain(max_steps=60)
     editor = editor_for(tokenizer, arguments, edits_per_expert=3, expert_dim=16)
     editor.edit(FACTS[:2])
     editor.save_pretrained(tmp_path)
@@ -187,7 +207,7 @@ def test_an_open_expert_survives_saving_and_goes_on(tokenizer, tmp_path):
 
 
 def test_kv_anchor_routes_by_the_router(tokenizer):
-    editor = editor_for(tokenizer, EditingArguments(stop_loss=0.001, max_steps=100), routing="kv_anchor")
+    editor = editor_for(tokenizer, plain(stop_loss=0.001, max_steps=100), routing="kv_anchor")
     base = logits_of(editor, UNRELATED)
     editor.edit(FACTS[:2])
     assert answers(editor, FACTS[:2]) == targets(FACTS[:2])
@@ -199,7 +219,7 @@ def test_kv_anchor_routes_by_the_router(tokenizer):
 
 
 def test_kv_anchor_fills_an_expert(tokenizer):
-    arguments = EditingArguments(max_steps=60)
+    arguments = plain(max_steps=60)
     editor = editor_for(tokenizer, arguments, routing="kv_anchor", edits_per_expert=3, expert_dim=16)
     editor.edit(FACTS[:2])
     assert answers(editor, FACTS[:2]) == targets(FACTS[:2])
@@ -223,7 +243,7 @@ def test_the_published_setting_edits(tokenizer):
     )
     editor = editor_for(
         tokenizer,
-        EditingArguments(learning_rate=0.02, relative=False, max_steps=60),
+        plain(learning_rate=0.02, relative=False, max_steps=60),
         router_loss=0.0,
         router_replay=False,
         deferral=False,
@@ -258,7 +278,7 @@ def test_the_global_random_state_is_left_alone_and_does_not_matter(tokenizer):
 def test_the_seed_is_an_argument(tokenizer, config):
     experts = []
     for seed in (0, 0, 1):
-        editor = editor_for(tokenizer, EditingArguments(seed=seed), **config)
+        editor = editor_for(tokenizer, plain(seed=seed), **config)
         editor.edit(FACTS[:2])
         experts.append(lead(editor).lemoe_bank["default"].in_proj)
     assert torch.equal(experts[0], experts[1])
@@ -449,7 +469,7 @@ def test_edits_of_a_plain_training_loop_are_listed_and_kept(tokenizer):
 
 
 def test_a_training_loop_may_have_overfilled_the_open_expert(tokenizer):
-    editor = editor_for(tokenizer, EditingArguments(max_steps=60), edits_per_expert=2, expert_dim=16)
+    editor = editor_for(tokenizer, plain(max_steps=60), edits_per_expert=2, expert_dim=16)
     batch = editor.tokenizer([fact.prompt for fact in FACTS[:3]], return_tensors="pt", padding=True)
     labels = torch.where(batch["attention_mask"].cumsum(1) >= 5, batch["input_ids"], -100)
     editor.model.train()(**batch, labels=labels).loss.backward()
@@ -534,7 +554,7 @@ def test_a_target_without_tokens(tokenizer):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_prompt_longer_than_the_context(tokenizer, family):
-    editor = editor_for(tokenizer, EditingArguments(max_steps=2), family=family)
+    editor = editor_for(tokenizer, plain(max_steps=2), family=family)
     target = len(tokenizer(" %")["input_ids"])
     state = adapter_state(editor.model)
     longest = 512 - target - 1  # there is the end of the text as well
@@ -636,7 +656,7 @@ def test_only_the_edits_that_broke_down_are_named(tokenizer, monkeypatch):
 @pytest.mark.parametrize("config", [{}, {"edits_per_expert": 2, "expert_dim": 16}])
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
 def test_earlier_groups_stay_and_an_interrupted_one_leaves_no_trace(tokenizer, monkeypatch, failure, config):
-    editor = editor_for(tokenizer, EditingArguments(batch_size=2), **config)
+    editor = editor_for(tokenizer, plain(batch_size=2), **config)
     states, calls = [], []
 
     def losses(tuner, name, batch):

@@ -249,7 +249,8 @@ class LifelongEditor:
 
     def _samples(self, item: TokenizedEdit, expert: int) -> list[Sample]:
         """An edit's texts to train on: its prompt, and its other surroundings."""
-        end = [self.tokenizer.eos_token_id] if self.arguments.end_of_sequence else []
+        ends = self.arguments.end_of_sequence and self.tokenizer.eos_token_id is not None
+        end = [self.tokenizer.eos_token_id] if ends else []
         anywhere = self.config.routing == "kv_anchor"
         return [
             Sample(prompt, target + end, 0 if anywhere else start, expert)

@@ -21,7 +21,7 @@ class EditEvaluator:
     | key | what |
     |---|---|
     | `reliability`, `generality` | share of target tokens predicted behind prompt and rephrasing, teacher-forced |
-    | `free_reliability`, `free_generality` | greedy answers, to the end of the text or target length + 2 tokens, that begin with the target |
+    | `free_reliability`, `free_generality` | greedy answers, up to target length + 2 tokens, that begin with it |
     | `free_reliability_strict`, `free_generality_strict` | the same answers, equal to the target |
     | `locality` | share of most likely tokens, at the locality answers, that are the base model's |
     | `locality_exact` | share of locality prompts with logits equal to the base model's, bit for bit |
@@ -75,7 +75,7 @@ class EditEvaluator:
 
     @torch.no_grad()
     def logits(self, model, tokenizer, prompts, targets):
-        """For every text, logits of shape `(t, v)` at its prompt and target, and the column before its first target token.
+        """For every text, logits of shape `(t, v)` at its prompt and target, and the column before its target.
 
         The forward pass is told which tokens are the answer: they have no part in the routing.
         """
@@ -111,9 +111,8 @@ class EditEvaluator:
         same, exact, divergence = [], [], []
         edited = self.logits(model, tokenizer, prompts, targets)
         # Batch by batch, so that no more than two batches of logits are held.
-        for (after, column, target), before in zip(
-            edited, self.base_logits(model, tokenizer, prompts, targets), strict=True
-        ):
+        base = self.base_logits(model, tokenizer, prompts, targets)
+        for (after, column, _), before in zip(edited, base, strict=True):
             same.append(token_accuracy(after[column:].argmax(-1).tolist(), before[column:].argmax(-1).tolist()))
             exact.append(torch.equal(after, before))
             divergence.append(kl_divergence(before[column:], after[column:]))

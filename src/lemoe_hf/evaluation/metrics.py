@@ -8,7 +8,7 @@ import torch
 
 
 def token_accuracy(predicted: Sequence[int], target: Sequence[int]) -> float:
-    """Share of target tokens predicted under teacher forcing, what the literature reports as reliability and generality.
+    """Share of target tokens predicted under teacher forcing: the literature's reliability and generality.
 
     >>> token_accuracy([5, 1, 1], [5, 6, 7])
     0.3333333333333333
