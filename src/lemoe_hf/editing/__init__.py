@@ -1,5 +1,5 @@
-from .arguments import EditingArguments
 from ..data.edit import Edit
+from .arguments import EditingArguments
 from .editor import LifelongEditor
 from .result import EditResult, Explanation
 from .trainer import CommitCallback, EditCollator, EditTrainer

@@ -1,8 +1,9 @@
 """Train what lies above a frozen trunk at the price of what lies above it.
 
 All that stands below the bypass is frozen, and so is every token before the one from which an expert acts. Both are
-computed once: the hidden states that enter the bypassed layer, and the keys and values of the earlier tokens. A training
-step then runs the upper layers only, on the last tokens only, and computes logits only where there is a target.
+computed once: the hidden states that enter the bypassed layer, and the keys and values of the earlier tokens. A
+training step then runs the upper layers only, on the last tokens only, and computes logits only where there is a
+target.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class CachedBatch:
         context ([`RoutingContext`]): Of that model.
         samples (`list` of [`Sample`]): What to train on.
         pad (`int`): The padding token.
-        reuse (`bool`): Reuse the keys and values of earlier tokens. Without it, every step runs whole sequences through
-            the whole model: slow, and right for any architecture.
+        reuse (`bool`): Reuse the keys and values of earlier tokens. Without it, every step runs whole sequences
+            through the whole model: slow, and right for any architecture.
     """
 
     def __init__(self, root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int, reuse: bool = True):

@@ -14,8 +14,8 @@ class EditingArguments:
     """
     Args:
         learning_rate (`float`, *optional*, defaults to `0.15`):
-            Step size of AdamW, relative to the scale of each matrix of an expert (1 over the root of the hidden size for
-            input projections, 1 for output projections) where `relative` is set.
+            Step size of AdamW, relative to the scale of each matrix of an expert (1 over the root of the hidden size
+            for input projections, 1 for output projections) where `relative` is set.
         relative (`bool`, *optional*, defaults to `True`):
             Whether the learning rate is relative.
         max_steps (`int`, *optional*, defaults to `30`):
@@ -29,9 +29,9 @@ class EditingArguments:
         seed (`int`, *optional*, defaults to `0`):
             Of the experts' first weights.
         contexts (`tuple[str]`, *optional*):
-            Surroundings in which an edit is learned beside its bare prompt: texts with `{prompt}` or `{subject}` in them,
-            and `"chat"` for the tokenizer's chat template. They cost their share of time, and without them an edit holds for
-            questions of its own form only.
+            Surroundings in which an edit is learned beside its bare prompt: texts with `{prompt}` or `{subject}` in
+            them, and `"chat"` for the tokenizer's chat template. They cost their share of time, and without them an
+            edit holds for questions of its own form only.
     """
 
     learning_rate: float = 0.15

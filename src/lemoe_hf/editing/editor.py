@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from ..data.edit import Edit
 from ..data.reference import reference_prompts
 from ..generation import answers
 from ..routing.anchors import Anchor
@@ -20,7 +21,6 @@ from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch, Sample, batch_of, can_reuse
 from .arguments import EditingArguments
-from ..data.edit import Edit
 from .result import EditResult, Explanation
 from .save import save_adapter
 from .tokens import Calibration, TokenizedEdit, tokenize_edit
@@ -39,12 +39,12 @@ class LifelongEditor:
     """
     Edits a model that has a LEMoE adapter, as often as you like.
 
-    Every edit is trained in an expert of its own (`edits_per_expert=1`, the default) and committed at once: what is edited
-    later cannot touch it. The weights of the base model are never changed, and prompts that are in scope of no edit get the
-    base model's own logits.
+    Every edit is trained in an expert of its own (`edits_per_expert=1`, the default) and committed at once: what is
+    edited later cannot touch it. The weights of the base model are never changed, and prompts that are in scope of no
+    edit get the base model's own logits.
 
     Args:
-        model ([`~peft.PeftModel`]): A model from `get_peft_model(model, LEMoEConfig(...))` or `PeftModel.from_pretrained`.
+        model ([`~peft.PeftModel`]): From `get_peft_model(model, LEMoEConfig(...))` or `PeftModel.from_pretrained`.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         arguments ([`EditingArguments`], *optional*): How to train. By default what is best for the model's config.
         adapter_name (`str`, *optional*): The adapter to edit; by default the active one.
@@ -98,25 +98,26 @@ class LifelongEditor:
     def root(self) -> torch.nn.Module:
         return self.tuner.model
 
-    # ----------------------------------------------------------------------------------------------------------- editing
+    # --------------------------------------------------------------------------------------------------------- editing
 
     def edit(self, edits: Edit | Sequence[Edit]) -> EditResult:
         """
         Make edits: train, commit, and tell what changed.
 
-        Editing a prompt again supersedes the earlier edit. Edits are committed in groups of `arguments.batch_size`; if one
-        group fails, those before it stay and it leaves no trace.
+        Editing a prompt again supersedes the earlier edit. Edits are committed in groups of `arguments.batch_size`; if
+        one group fails, those before it stay and it leaves no trace.
 
         Raises:
-            ValueError: If there are no edits, one of them has no target tokens or is longer than the model's context, two
-                of them give one prompt different targets, or the adapter is not active.
+            ValueError: If there are no edits, one of them has no target tokens or is longer than the model's context,
+                two of them give one prompt different targets, or the adapter is not active.
             EditingError: If training breaks down; the message names the edits.
         """
         edits = [edits] if isinstance(edits, (Edit, str, dict)) else list(edits)
         tokenized = self._check(edits)
         self._check_active()
         began = time.perf_counter()
-        was_training, was_trainable = self.root.training, self._lead.lemoe_open[self.adapter_name].in_proj.requires_grad
+        was_training = self.root.training
+        was_trainable = self._lead.lemoe_open[self.adapter_name].in_proj.requires_grad
         self.root.eval()
         records: list[dict] = []
         try:
@@ -157,7 +158,9 @@ class LifelongEditor:
                 f"`model.set_adapter({self.adapter_name!r})` first."
             )
         if self._lead.disable_adapters:
-            raise ValueError("The adapters are disabled, so that nothing can be trained. Leave `disable_adapter()` first.")
+            raise ValueError(
+                "The adapters are disabled, so that nothing can be trained. Leave `disable_adapter()` first."
+            )
 
     def _prepare(self) -> None:
         if self._calibration is None:
@@ -226,7 +229,8 @@ class LifelongEditor:
                 layer.lemoe_router.update(routers)
             if isinstance(error, EditingError):
                 failed = [step.edits[i].prompt for i in (error.experts if alone else range(len(step.edits)))]
-                raise EditingError(f"{error} Nothing of this batch was kept. Edits: {failed}.", error.experts) from None
+                message = f"{error} Nothing of this batch was kept. Edits: {failed}."
+                raise EditingError(message, error.experts) from None
             raise
         if batch.anchors is not None and self.config.router_replay and step.fills:
             bank = layers[0].lemoe_router_bank[name]
@@ -282,7 +286,7 @@ class LifelongEditor:
             anchors += self._calibration.anchors(item, first_id + i, expert)
         return anchors, entries
 
-    # -------------------------------------------------------------------------------------------------- looking and undo
+    # ------------------------------------------------------------------------------------------------ looking and undo
 
     def edits(self) -> list[dict]:
         """The ledger: every edit with its `id`, the `expert` that holds it, and the `edit` itself, oldest first."""
@@ -319,7 +323,9 @@ class LifelongEditor:
         threshold = self.config.threshold
         if match is None:
             near = max(anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
-            return Explanation(prompt, None, expert, near.score if near else 0.0, near and (threshold or near.threshold), "")
+            if near is None:
+                return Explanation(prompt, None, expert, 0.0, None, "")
+            return Explanation(prompt, None, expert, near.score, threshold or near.threshold, "")
         entry = next(entry for entry in self.edits() if entry["id"] == match.edit)
         text = self.tokenizer.decode(ids[max(match.first, 0) : match.last + 1])
         entry = entry if entry["expert"] == expert else None
@@ -353,7 +359,7 @@ class LifelongEditor:
         """
         Save the adapter, and beside it `edits.jsonl`, the ledger for people to read.
 
-        Everything is written to a folder beside the old one first: a full disk, or a crash, costs nothing that was saved.
+        Everything is written to a folder within it first: a full disk, or a crash, costs nothing that was saved.
 
         Raises:
             OSError: If the folder cannot be written.

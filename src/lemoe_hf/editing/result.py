@@ -103,8 +103,8 @@ class Explanation:
 
     Args:
         prompt (`str`): The prompt.
-        entry (`dict`, *optional*): The ledger's entry of the edit that answers; `None` where the base model does, or an
-            expert that a router has chosen for a prompt of no edit of its own.
+        entry (`dict`, *optional*): The ledger's entry of the edit that answers; `None` where the base model does, or
+            an expert that a router has chosen for a prompt of no edit of its own.
         expert (`int`, *optional*): The expert that answers; `None` where the base model does.
         score (`float`): Share of the best anchor's tokens found in a row.
         threshold (`float`, *optional*): Share at which that anchor is found; `None` where no anchor comes near.

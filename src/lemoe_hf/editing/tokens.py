@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..data.edit import Edit
 from ..data.reference import reference_prompts
 from ..routing.anchors import LOWEST_THRESHOLD, Anchor, Anchors
-from ..data.edit import Edit
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class TokenizedEdit:
         prompt (`list[int]`): Tokens as `generate` would see them, with those that the tokenizer puts before a text.
         target (`list[int]`): Tokens of the answer.
         start (`int`): Column of the subject's last token, from which on the expert acts.
-        spans (`list[tuple[tuple[int, ...], bool, int]]`): What to look for in other prompts: tokens, whether they are the
-            whole prompt, and the column within them from which on the expert acts.
+        spans (`list[tuple[tuple[int, ...], bool, int]]`): What to look for in other prompts: tokens, whether they are
+            the whole prompt, and the column within them from which on the expert acts.
         contexts (`list[tuple[list[int], list[int], int]]`): Prompt, target and start again, in other surroundings.
     """
 
@@ -61,8 +61,8 @@ def tokenize_edit(
         raise ValueError(f"`target_new` {edit.target_new!r} of {edit.prompt!r} has no tokens in this tokenizer.")
     if len(ids) + len(target) + 1 > max_length:
         raise ValueError(
-            f"The edit {edit.prompt[:60]!r}... has {len(ids)} tokens and {len(target)} for its target, and there is the "
-            f"end of the text; the model's context holds {max_length}. Shorten the prompt."
+            f"The edit {edit.prompt[:60]!r}... has {len(ids)} tokens and {len(target)} for its target, and there is "
+            f"the end of the text; the model's context holds {max_length}. Shorten the prompt."
         )
     plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     lead = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)  # tokens such as <bos>
@@ -140,8 +140,8 @@ class Calibration:
     Sets the threshold of every anchor against prompts that no edit is about.
 
     An anchor of which these prompts hold the share s in a row is found from (1 + s) / 2 on, and never below
-    `LOWEST_THRESHOLD`. A subject that stands in them as it is, such as "The Who" in lower case, is no anchor at all: then
-    only the edit's whole prompt is. An anchor's threshold depends on nothing but the anchor, and never changes.
+    `LOWEST_THRESHOLD`. A subject that stands in them as it is, such as "The Who" in lower case, is no anchor at all:
+    then only the edit's whole prompt is. An anchor's threshold depends on nothing but the anchor, and never changes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):

@@ -1,7 +1,7 @@
 """Edits through `transformers.Trainer`.
 
-Nothing of this is needed: a training step of any kind on `input_ids` and `labels` goes through the open expert, and puts the
-prompts that it sees in scope. What is left to do at the end is to freeze the expert.
+Nothing of this is needed: a training step of any kind on `input_ids` and `labels` goes through the open expert, and
+puts the prompts that it sees in scope. What is left to do at the end is to freeze the expert.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class CommitCallback(TrainerCallback):
 
 class EditCollator:
     """
-    Turns [`Edit`]s into right-padded `input_ids`, `attention_mask` and `labels` of shape `(b, t)`, with labels at the target
-    and the end of the text only.
+    Turns [`Edit`]s into right-padded `input_ids`, `attention_mask` and `labels` of shape `(b, t)`, with labels at the
+    target and the end of the text only.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):

@@ -34,8 +34,8 @@ def train_experts(
     """
     Train every open expert on its own samples until its loss is low enough.
 
-    The experts share the forward pass and nothing else: each stops by itself and keeps the weights of that moment, so that an
-    edit turns out the same alone and beside others.
+    The experts share the forward pass and nothing else: each stops by itself and keeps the weights of that moment, so
+    that an edit turns out the same alone and beside others.
 
     Raises:
         EditingError: If a loss is not finite.
@@ -51,7 +51,9 @@ def train_experts(
             groups.append({"params": [weight], "lr": arguments.learning_rate * scale})
     if config.routing == "kv_anchor":
         router = layers[0].lemoe_router[adapter_name].requires_grad_(True)
-        groups.append({"params": list(router.parameters()), "lr": 2e-3 if arguments.relative else arguments.learning_rate})
+        groups.append(
+            {"params": list(router.parameters()), "lr": 2e-3 if arguments.relative else arguments.learning_rate}
+        )
     weights = [weight for group in groups for weight in group["params"]]
     # A weight decay would pull on experts that are done.
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)

@@ -263,8 +263,8 @@ class Anchors(nn.Module):
             routes.append(sorted(chosen, key=lambda match: (match.start, match.last)))
         return routes
 
-    def _rank(self, match: Match, tokens: set[int]) -> tuple[float, bool, float, int]:
+    def _rank(self, match: Match, tokens: set[int]) -> tuple[float, bool, int, int]:
         if match.is_prompt:
-            return match.score, True, 1.0, match.edit
+            return match.score, True, 0, match.edit
         prompt = self.prompt_tokens(match.edit)
-        return match.score, False, len(prompt & tokens) / max(len(prompt), 1), match.edit
+        return match.score, False, len(prompt & tokens), match.edit
