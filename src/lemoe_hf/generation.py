@@ -32,7 +32,7 @@ def answers(
         max_new_tokens (`Sequence[int]` or `int`): Upper bound of each answer, or of all.
     """
     bounds = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    ids = tokenizer(list(prompts))["input_ids"]
+    ids = tokenizer(list(prompts))["input_ids"] if prompts else []
     device = model.get_input_embeddings().weight.device
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (len(ids[i]), bounds[i]))
