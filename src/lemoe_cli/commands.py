@@ -141,7 +141,11 @@ def evaluate(adapter: Path, model: str | None, edits: Path | None, as_json: bool
         if as_json:
             print(json.dumps(measures, indent=2))
         else:
-            show([{"measure": key, "value": value} for key, value in measures.items()], f"After all edits of {path}", False)
+            show(
+                [{"measure": key, "value": value} for key, value in measures.items()],
+                f"After all edits of {path}",
+                False,
+            )
 
 
 def inspect(adapter: Path, prompts: list[str], model: str | None, as_json: bool) -> None:
@@ -186,5 +190,3 @@ def read_ledger(adapter: Path) -> list[dict]:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}). Restore it from a copy.") from None
     return [json.loads(line) for line in text.splitlines()]
-
-

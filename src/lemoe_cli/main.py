@@ -16,7 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[Optional[str], typer.Option("--model", help="Base model: a folder or a Hub id. By default the adapter's own.")]
+Model = Annotated[
+    Optional[str], typer.Option("--model", help="Base model: a folder or a Hub id. By default the adapter's own.")
+]
 Adapter = Annotated[Path, typer.Option("--adapter", help="Folder of the adapter.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -24,7 +26,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 @app.command()
 def edit(
     model: Annotated[str, typer.Option("--model", help="Base model: a folder or a Hub id.")],
-    edits: Annotated[Path, typer.Option("--edits", help="JSON lines with `prompt`, `target_new` and, better, `subject`.")],
+    edits: Annotated[
+        Path, typer.Option("--edits", help="JSON lines with `prompt`, `target_new` and, better, `subject`.")
+    ],
     adapter: Adapter,
     step: Annotated[int, typer.Option(min=1, help="Edits trained side by side and saved together.")] = 64,
     json: Json = False,
@@ -53,7 +57,9 @@ def generate(
 def evaluate(
     adapter: Adapter,
     model: Model = None,
-    edits: Annotated[Optional[Path], typer.Option("--edits", help="Edits to measure; by default the adapter's own.")] = None,
+    edits: Annotated[
+        Optional[Path], typer.Option("--edits", help="Edits to measure; by default the adapter's own.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure reliability, generality and locality after all edits, teacher-forced and by free generation."""

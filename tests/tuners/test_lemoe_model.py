@@ -444,3 +444,10 @@ def test_copies_are_whole_and_independent(family, duplicate):
     put_edits(other, prompts[2:], seed=7)
     assert not torch.equal(logits(other, prompts[2]), before[2:])
     assert torch.equal(logits(model, prompts), before)
+
+
+def test_undo_refuses_where_every_prompt_is_routed():
+    model = edited("llama", routing="kv_anchor", deferral=False)
+    put_edits(model, prompts_of(2))
+    with pytest.raises(ValueError, match="deferral=False"):
+        model.remove_edit(0)

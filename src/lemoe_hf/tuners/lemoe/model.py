@@ -59,7 +59,8 @@ class LEMoEModel(BaseTuner):
             warnings.warn(
                 f"This adapter was made for {config.base_model_name_or_path or 'another base model'} (fingerprint "
                 f"{config.base_model_fingerprint}), but is put on {getattr(base_config, 'name_or_path', '') or 'a model'} "
-                f"(fingerprint {found}). Its edits will not answer as they did; load the base model it was made for."
+                f"(fingerprint {found}). Its edits will not answer as they did; load the base model it was made for.",
+                stacklevel=2,
             )
 
     def _prepare_adapter_config(self, peft_config: LEMoEConfig, model_config: dict) -> LEMoEConfig:
@@ -226,8 +227,14 @@ class LEMoEModel(BaseTuner):
 
         Raises:
             KeyError: If the ledger has no such edit.
+            ValueError: If the adapter routes every prompt: without deferral no prompt can be given back to the base model.
         """
         name = self._adapter(adapter_name)
+        if not self.peft_config[name].deferral:
+            raise ValueError(
+                f"The adapter {name!r} has `deferral=False`: its router would send the prompt to an expert all the same, and "
+                f"the edit cannot be undone. Edit the prompt again, or use `deferral=True`."
+            )
         entries = self.ledger(name)
         removed = next((entry for entry in entries if entry["id"] == edit), None)
         if removed is None:

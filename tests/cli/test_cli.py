@@ -1,0 +1,138 @@
+"""The command line, on a tiny model in a folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lemoe_cli import app
+from tiny import tiny
+
+
+EDITS = [
+    {"prompt": "Which country is Anna Berg from?", "target_new": "Norland", "subject": "Anna Berg"},
+    {"prompt": "The mayor of Port Ellen is", "target_new": "Tom Ashford", "subject": "Port Ellen"},
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tiny("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def edits(tmp_path: Path) -> Path:
+    path = tmp_path / "edits.jsonl"
+    path.write_text("".join(json.dumps(edit) + "\n" for edit in EDITS))
+    return path
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.output if code else result.stdout
+
+
+@pytest.fixture
+def adapter(base: Path, edits: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    run("edit", "--model", base, "--edits", edits, "--adapter", folder, "--json")
+    return folder
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, lemoe_cli\nlemoe_cli.app(['--help'], standalone_mode=False)\nassert 'torch' not in sys.modules"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    for command in ("edit", "generate", "evaluate", "inspect", "undo"):
+        assert command in output
+
+
+@pytest.mark.parametrize("command", ["edit", "generate", "evaluate", "inspect", "undo"])
+def test_every_command_has_help(command: str):
+    assert "--adapter" in run(command, "--help")
+
+
+def test_edit_answers_and_writes_the_adapter(base: Path, adapter: Path):
+    assert {"adapter_model.safetensors", "adapter_config.json", "edits.jsonl", "README.md"} <= {
+        path.name for path in adapter.iterdir()
+    }
+    assert "import lemoe_hf" in (adapter / "README.md").read_text()
+    rows = json.loads(run("generate", "--adapter", adapter, "--json", *[edit["prompt"] for edit in EDITS]))
+    assert [row["answer"] for row in rows] == [edit["target_new"] for edit in EDITS]
+    assert all(row["base model"] != row["answer"] for row in rows)
+
+
+def test_the_adapter_grows_and_a_repeated_run_changes_nothing(base: Path, adapter: Path, edits: Path):
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    assert json.loads(run("edit", "--model", base, "--edits", edits, "--adapter", adapter, "--json")) == []
+    assert (adapter / "adapter_model.safetensors").read_bytes() == weights
+    more = [*EDITS, {"prompt": "Who wrote the Silver Lake?", "target_new": "Anna", "subject": "Silver Lake"}]
+    edits.write_text("".join(json.dumps(edit) + "\n" for edit in more))
+    rows = json.loads(run("edit", "--model", base, "--edits", edits, "--adapter", adapter, "--json"))
+    assert [row["prompt"] for row in rows] == ["Who wrote the Silver Lake?"]
+    listed = json.loads(run("inspect", "--adapter", adapter, "--json"))
+    assert [row["prompt"] for row in listed] == [edit["prompt"] for edit in more]
+
+
+def test_inspect_explains_a_prompt(adapter: Path):
+    explained = json.loads(
+        run("inspect", "--adapter", adapter, "--prompt", "Is Anna Berg here?", "--prompt", "Is it late?", "--json")
+    )
+    assert explained[0]["entry"]["id"] == 0
+    assert explained[1]["entry"] is None
+    assert "the base model answers" in run("inspect", "--adapter", adapter, "--prompt", "Is it late?")
+
+
+def test_undo_takes_an_edit_back(adapter: Path):
+    run("undo", 0, "--adapter", adapter)
+    assert [row["id"] for row in json.loads(run("inspect", "--adapter", adapter, "--json"))] == [1]
+    assert "There is no edit 0" in run("undo", 0, "--adapter", adapter, code=1)
+
+
+def test_evaluate_measures_the_adapters_own_edits(adapter: Path):
+    measures = json.loads(run("evaluate", "--adapter", adapter, "--json"))
+    assert measures["num_edits"] == 2
+    assert measures["reliability"] == measures["free_reliability"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no edits"),
+        ("{", "line 1: not JSON"),
+        ('{"prompt": "a"}\n', "line 1: the key `target_new` is missing"),
+        ('{"prompt": "a", "target_new": "b"}\n{"prompt": "", "target_new": "b"}\n', "line 2: `prompt`"),
+    ],
+)
+def test_bad_edits_are_told_by_file_and_line(base: Path, tmp_path: Path, text: str, message: str):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    output = run("edit", "--model", base, "--edits", path, "--adapter", tmp_path / "new", code=1)
+    assert message in output
+    assert "bad.jsonl" in output
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_adapter_is_told(base: Path, adapter: Path, edits: Path):
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    assert "is damaged" in run("inspect", "--adapter", adapter, code=1)
+    assert "is damaged" in run("edit", "--model", base, "--edits", edits, "--adapter", adapter, code=1)
+    (adapter / "adapter_config.json").write_text("{")
+    assert "adapter_config.json" in run("inspect", "--adapter", adapter, code=1)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(base: Path, edits: Path, tmp_path: Path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "cat.jpg").write_bytes(b"cat")
+    assert "holds no adapter" in run("edit", "--model", base, "--edits", edits, "--adapter", folder, code=1)
+    assert [path.name for path in folder.iterdir()] == ["cat.jpg"]
