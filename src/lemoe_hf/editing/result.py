@@ -7,11 +7,10 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from .editor import LifelongEditor
 
 
@@ -72,6 +71,8 @@ class EditResult:
         ]
 
     def table(self) -> Table:
+        from rich.table import Table  # rich draws random numbers when it is imported
+
         table = Table(title=f"{len(self)} edits in {self.seconds:.1f} s")
         rows = self.rows()
         for name in rows[0] if rows else ():
@@ -81,6 +82,8 @@ class EditResult:
         return table
 
     def __str__(self) -> str:
+        from rich.console import Console
+
         console = Console(width=120)
         with console.capture() as capture:
             console.print(self.table())

@@ -1,0 +1,83 @@
+"""Promises of the project as a whole: imports run one way, importing does nothing else, figures come from files."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "lemoe_hf"
+
+# From the leaves up; a part may import those before it.
+ORDER = [
+    "registration",
+    "card",
+    "structure",
+    "data",
+    "routing",
+    "tuners",
+    "generation",
+    "editing",
+    "evaluation",
+    "__init__",
+    "cli",
+]
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of the package that a file imports, other than its own."""
+    parts = set()
+    package = path.relative_to(SOURCE).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = package[: len(package) - node.level + 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            parts |= {(*above, *name.split("."))[0] for name in names}
+    return parts - {part_of(path)}
+
+
+def test_imports_run_one_way():
+    for path in SOURCE.rglob("*.py"):
+        allowed = ORDER[: ORDER.index(part_of(path))]
+        upwards = imported(path) & {part for part in ORDER if part not in allowed}
+        assert not upwards, f"{path.relative_to(ROOT)} imports {upwards}"
+
+
+def test_importing_leaves_the_process_as_it_was():
+    code = """
+import logging, random, numpy, torch, peft, datasets
+from transformers import Trainer  # what it draws at its own import is not ours
+states = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+handlers = list(logging.root.handlers)
+import lemoe_hf
+assert states == (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+assert handlers == logging.root.handlers
+import importlib
+importlib.reload(lemoe_hf)
+from peft import PeftType
+assert PeftType("LEMOE") == PeftType.LEMOE == "LEMOE"
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert output.returncode == 0, output.stderr
+    assert output.stdout == ""
+
+
+def test_every_figure_of_the_readme_comes_from_a_result():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tables = re.findall(r"<!-- results: (\S+) -->\n((?:\|.*\n)+)", text)
+    assert tables
+    keys = ("reliability", "generality", "locality", "free_reliability", "free_generality", "locality_exact")
+    for name, table in tables:
+        report = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+        rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:]]
+        for row, measures in zip(rows, (report["unedited"], report["measures"]), strict=True):
+            assert row[1:] == [f"{measures[key]:.3f}" for key in keys], row[0]
