@@ -128,6 +128,18 @@ def test_tokens_before_the_start_keep_their_bits(family):
     assert not torch.allclose(now[:, 3], base[:, 3], atol=1e-2)
 
 
+def test_an_expert_that_overflows_touches_no_deferred_row():
+    """Zero times infinity is not zero: the base model's output is kept, and nothing is added to it."""
+    model, prompts = edited(), prompts_of(2)
+    put_edits(model, prompts)
+    layer_of(model).lemoe_bank["default"].out_proj.fill_(torch.inf)
+    mixed = [prompts[0], [200, 201, 202, 203, 204, 205], prompts[1]]
+    now, base = logits(model, mixed), logits(tiny(), mixed)
+    assert torch.equal(now[1], base[1])
+    assert torch.equal(now[:, :5], base[:, :5])
+    assert now[[0, 2], 5].isnan().all()
+
+
 def test_two_subjects_in_one_prompt_act_one_after_the_other():
     """The first from its end to the second's end, then the second alone."""
     model = edited()

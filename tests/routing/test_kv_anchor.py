@@ -1,0 +1,279 @@
+"""The paper's routing, its three hazards, and the switches that avoid them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+
+from lemoe_hf import LEMoEConfig
+from lemoe_hf.routing.kv_anchor import KVRouter
+from tiny import (
+    HIDDEN,
+    adapter_state,
+    assert_same,
+    committed,
+    edited,
+    logits,
+    prompts_of,
+    put_edits,
+    tiny,
+    unrelated,
+)
+
+
+PROJECTIONS = ["shared", "shared_frozen", "per_expert"]
+
+
+def model_of(count=3, **config):
+    model = edited(**({"routing": "kv_anchor", "expert_dim": 4} | config))
+    if count:
+        put_edits(model, prompts_of(count))
+    return model
+
+
+def halves(model) -> tuple[KVRouter, KVRouter]:
+    layer = model.base_model.lemoe_layers()[0]
+    return layer.lemoe_router["default"], layer.lemoe_router_bank["default"]
+
+
+def prefer(model, rows: torch.Tensor, experts: list[int]) -> None:
+    """Set the committed keys so that each prompt's expert scores highest."""
+    router, bank = halves(model)
+    anchors = router.anchors_of(model.base_model.model, rows, {})
+    down, up = (bank if len(bank.down) else router).down[0], (bank if len(bank.up) else router).up[0]
+    values = torch.nn.functional.silu(anchors @ down) @ up
+    bank.keys[experts] = torch.linalg.pinv(values).T.detach() * 20
+
+
+def train(model, prompts, steps=5):
+    ids = torch.tensor([[*prompt, 77] for prompt in prompts])
+    labels = ids.clone()
+    labels[:, :-1] = -100
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+    model.eval()
+
+
+def scores(model, prompts) -> torch.Tensor:
+    router, bank = halves(model)
+    anchors = router.anchors_of(model.base_model.model, torch.tensor(prompts), {})
+    with torch.no_grad():
+        return router.logits(bank, anchors)
+
+
+def routes(model, ids):
+    ids = torch.as_tensor(ids)
+    layer = model.base_model.lemoe_layers()[0]
+    return layer.route("default", model.base_model.model, ids, {})
+
+
+# ---------------------------------------------------------------------------------------------------------------- formula
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_scores_are_keys_times_the_projected_mean_embedding(projection):
+    model, prompts = model_of(3, projection=projection), prompts_of(2)
+    router, bank = halves(model)
+    embeds = model.get_input_embeddings()(torch.tensor(prompts)).mean(1)
+    keys = torch.cat([bank.keys, router.keys])
+    down, up = torch.cat([bank.down, router.down]), torch.cat([bank.up, router.up])
+    assert len(down) == {"shared": 1, "shared_frozen": 1, "per_expert": 4}[projection]
+    for row in range(2):
+        for expert in range(4):
+            i = expert if len(down) > 1 else 0
+            value = up[i].T @ torch.nn.functional.silu(down[i].T @ embeds[row])
+            torch.testing.assert_close(scores(model, prompts)[row, expert], (keys[expert] @ value).detach())
+
+
+def test_padding_is_no_part_of_the_mean():
+    model, (prompt,) = model_of(2, deferral=False), prompts_of(1)
+    ids = torch.tensor([[0, 0, *prompt]])
+    mask = (ids != 0).long()
+    route = model.base_model.lemoe_layers()[0].route(
+        "default", model.base_model.model, ids.masked_fill(mask == 0, -1), {}
+    )
+    torch.testing.assert_close(route.gates, routes(model, [prompt]).gates)
+    router, _ = halves(model)
+    torch.testing.assert_close(
+        router.anchors_of(model.base_model.model, ids.masked_fill(mask == 0, -1), {}),
+        model.get_input_embeddings()(torch.tensor([prompt])).mean(1),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- hazards
+
+
+def gate_after(model, prompt) -> float:
+    return routes(model, [prompt]).gates.max().item()
+
+
+def test_softmax_gates_dilute_an_expert_as_others_come_and_gates_of_one_do_not():
+    prompts = prompts_of(40)
+    for gate_value in ("softmax", "one"):
+        model, gates = model_of(0, gate_value=gate_value), []
+        for first in range(0, 40, 10):
+            put_edits(model, prompts[first : first + 10], seed=first)
+            gates.append(gate_after(model, prompts[0]))
+        if gate_value == "one":
+            assert gates == [1.0] * 4
+        else:
+            assert gates == sorted(gates, reverse=True)
+            assert gates[-1] < 0.7 * gates[0]
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_scores_of_old_experts_drift_only_under_a_projection_that_keeps_training(projection):
+    model, prompts = model_of(0, projection=projection, router_loss=0.0, train_route="free"), prompts_of(4)
+    train(model, prompts[:1])
+    model.base_model.commit()
+    before, stored = scores(model, prompts[:1])[:, :1], committed(model)
+    train(model, prompts[1:2])
+    model.base_model.commit()
+    after = scores(model, prompts[:1])[:, :1]
+    if projection == "shared":
+        assert not torch.allclose(after, before, atol=1e-3)
+    else:
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+    for name, tensor in stored.items():
+        assert torch.equal(committed(model)[name][: len(tensor)], tensor), name
+
+
+@pytest.mark.parametrize(("train_route", "reaches"), [("forced", True), ("free", False)])
+def test_a_forced_route_trains_the_open_expert_where_a_free_one_starves_it(train_route, reaches):
+    """The committed expert's key wins the prompt by far."""
+    model, prompts = model_of(1, train_route=train_route, gate_value="softmax"), prompts_of(2)
+    prefer(model, torch.tensor(prompts[1:]), [0])
+    ids = torch.tensor(prompts[1:])
+    model.train()
+    model(input_ids=ids, labels=ids).loss.backward()
+    opened = model.base_model.lemoe_layers()[0].lemoe_open["default"]
+    assert bool(opened.out_proj.grad.abs().sum() > 0) is reaches
+
+
+def test_the_router_loss_teaches_old_prompts_their_own_experts():
+    model, prompts = model_of(3), prompts_of(3)
+    router, bank = halves(model)
+    anchors = router.anchors_of(model.base_model.model, torch.tensor(prompts), {}).detach()
+    bank.remember(anchors, torch.arange(3))
+    new = router.anchors_of(model.base_model.model, torch.tensor(prompts_of(1, seed=9)), {}).detach()
+    alone, replayed = (router.loss(bank, new, torch.tensor([3]), replay) for replay in (False, True))
+    every = torch.cat([new, anchors])
+    expected = torch.nn.functional.cross_entropy(router.logits(bank, every), torch.tensor([3, 0, 1, 2]))
+    torch.testing.assert_close(replayed, expected)
+    torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(router.logits(bank, new), torch.tensor([3])))
+
+
+# --------------------------------------------------------------------------------------------------------------- deferral
+
+
+def test_deferral_leaves_prompts_that_are_out_of_scope_alone():
+    base, model, prompts = tiny(), model_of(3), prompts_of(3)
+    assert torch.equal(logits(model, unrelated()), logits(base, unrelated()))
+    mixed = torch.cat([torch.tensor(prompts), unrelated(2, length=6)])
+    now, before = logits(model, mixed), logits(base, mixed)
+    assert torch.equal(now[3:], before[3:])
+    assert not torch.allclose(now[:3, -1], before[:3, -1], atol=1e-2)
+
+
+def test_without_deferral_every_prompt_is_routed_as_published():
+    base, model = tiny(), model_of(3, deferral=False)
+    assert not torch.allclose(logits(model, unrelated())[:, -1], logits(base, unrelated())[:, -1], atol=1e-2)
+    empty = model_of(0, deferral=False)
+    assert torch.equal(logits(empty, unrelated()), logits(base, unrelated()))
+    with model.disable_adapter():
+        assert torch.equal(logits(model, unrelated()), logits(base, unrelated()))
+
+
+@pytest.mark.parametrize("gate_value", ["one", "softmax"])
+def test_top_k_mixes_the_best_experts(gate_value):
+    model, prompts = model_of(4, top_k=2, gate_value=gate_value), prompts_of(4)
+    route = routes(model, prompts)
+    weights = scores(model, prompts)[:, :4].softmax(-1)
+    best, experts = weights.topk(2, -1)
+    assert torch.equal(route.experts, experts)
+    expected = best / best.sum(-1, keepdim=True) if gate_value == "one" else best
+    torch.testing.assert_close(route.gates.detach(), expected)
+    single = model_of(1, top_k=2)
+    assert routes(single, prompts_of(1)).experts.shape == (1, 1)
+
+
+def test_generation_keeps_its_route():
+    model, prompts = model_of(3, deferral=False, top_k=2, gate_value="softmax"), prompts_of(3)
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    cached = model.generate(input_ids=torch.tensor(prompts), **options)
+    assert torch.equal(model.generate(input_ids=torch.tensor(prompts), use_cache=False, **options), cached)
+    alone = [model.generate(input_ids=torch.tensor([prompt]), **options) for prompt in prompts]
+    assert torch.equal(torch.cat(alone), cached)
+    embeds = model.get_input_embeddings()(torch.tensor(prompts)).detach()
+    assert torch.equal(model.generate(inputs_embeds=embeds, **options), cached[:, 6:])
+
+
+# -------------------------------------------------------------------------------------------------------- freezing, saving
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_routers_survive_the_disk_and_take_the_next_edit(projection, count, tmp_path):
+    model = model_of(count, projection=projection, gate_value="softmax", deferral=False, anchor_dim=5)
+    router, bank = halves(model)
+    bank.remember(torch.randn(2, HIDDEN), torch.zeros(2, dtype=torch.int32))
+    model.base_model.store([], [])
+    model.save_pretrained(tmp_path)
+    native = tiny()
+    native.load_adapter(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny(), tmp_path, adapter_name="other", is_trainable=True).eval()
+    onto = model_of(3, projection=projection, gate_value="softmax", deferral=False, anchor_dim=5)
+    onto.load_adapter(tmp_path, adapter_name="default")
+    for other in (native, loaded, onto):
+        for ids in (prompts_of(3), unrelated()):
+            assert torch.equal(logits(other, ids), logits(model, ids))
+    assert_same(adapter_state(onto), adapter_state(model))
+    assert loaded.peft_config["other"].num_router_anchors == 2
+    before = scores(model, prompts_of(3))[:, :count]
+    put_edits(loaded, [[7, 8, 9]], seed=4)
+    layer = loaded.base_model.lemoe_layers()[0]
+    router, bank = layer.lemoe_router["other"], layer.lemoe_router_bank["other"]
+    assert len(bank.keys) == count + 1
+    anchors = router.anchors_of(loaded.base_model.model, torch.tensor(prompts_of(3)), {})
+    torch.testing.assert_close(router.logits(bank, anchors)[:, :count].detach(), before)
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_conversion_leaves_committed_keys_alone(projection):
+    model = model_of(3, projection=projection)
+    before = committed(model)
+    model.to(torch.bfloat16)
+    assert_same(committed(model), before)
+    assert logits(model, prompts_of(3)).dtype == torch.bfloat16
+
+
+def test_undo_in_a_shared_router_keeps_the_keys_in_place():
+    """An expert cannot leave a softmax without changing the others' shares; its prompt is deferred again."""
+    base, model, prompts = tiny(), model_of(3), prompts_of(3)
+    before = logits(model, prompts)
+    model.base_model.remove_edit(1)
+    after = logits(model, prompts)
+    assert torch.equal(after[[0, 2]], before[[0, 2]])
+    assert torch.equal(after[1], logits(base, prompts)[1])
+    assert len(halves(model)[1].keys) == model.peft_config["default"].num_experts == 3
+
+
+def test_paper_trains_and_commits(tmp_path):
+    model, prompts = (
+        model_of(0, **{k: v for k, v in LEMoEConfig.paper().to_dict().items() if k in PAPER}),
+        prompts_of(2),
+    )
+    train(model, prompts[:1])
+    model.base_model.commit()
+    train(model, prompts[1:])
+    model.base_model.commit()
+    assert model.peft_config["default"].num_experts == 2
+    assert model.base_model.lemoe_layers()[0].lemoe_bank["default"].in_proj.shape == (2, HIDDEN, 48)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny(), tmp_path)
+    assert torch.equal(logits(loaded, unrelated()), logits(model, unrelated()))
