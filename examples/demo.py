@@ -1,6 +1,6 @@
 """The main job on a real model: edit in batches, save, reload in a new process, generate, and look at what did not change.
 
-    python examples/demo.py --model models/SmolLM2-135M-Instruct --edits examples/edits.jsonl --adapter demo-adapter
+python examples/demo.py --model models/SmolLM2-135M-Instruct --edits examples/edits.jsonl --adapter demo-adapter
 """
 
 from __future__ import annotations

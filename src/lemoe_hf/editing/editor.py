@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -214,15 +215,12 @@ class LifelongEditor:
                 layer.open_experts(name, len(step.edits) if alone else 1, self.arguments.seed)
         if alone and name in layers[0].lemoe_router:
             layers[0].open_keys(name, len(step.edits))
-        samples = [
-            sample
-            for expert, item in enumerate([*tokenized, *replayed])
-            for sample in self._samples(item, expert if alone else 0)
-        ]
+        samples = [self._samples(item, expert if alone else 0) for expert, item in enumerate([*tokenized, *replayed])]
         try:
             anchors, entries = self._to_store(step, tokenized)
-            batch = self._batch(samples)
-            outcome = train_experts(self.tuner, name, batch, self.arguments)
+            # Texts of one surrounding are about as long as each other: a batch of them has little padding.
+            batches = [self._batch(list(filter(None, texts))) for texts in zip_longest(*samples)]
+            outcome = train_experts(self.tuner, name, batches, self.arguments)
         except BaseException as error:
             for layer, (experts, routers) in zip(layers, before, strict=True):
                 layer.lemoe_open[name] = experts
@@ -232,9 +230,10 @@ class LifelongEditor:
                 message = f"{error} Nothing of this batch was kept. Edits: {failed}."
                 raise EditingError(message, error.experts) from None
             raise
-        if batch.anchors is not None and self.config.router_replay and step.fills:
+        if self.config.routing == "kv_anchor" and self.config.router_replay and step.fills:
             bank = layers[0].lemoe_router_bank[name]
-            bank.remember(batch.anchors, len(bank.keys) + batch.expert)
+            for batch in batches:
+                bank.remember(batch.anchors, len(bank.keys) + batch.expert)
         if step.fills:
             self.tuner.commit(anchors, entries, name)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +30,10 @@ class TrainingOutcome:
 
 
 def train_experts(
-    tuner: LEMoEModel, adapter_name: str, batch: CachedBatch, arguments: EditingArguments
+    tuner: LEMoEModel, adapter_name: str, batches: Sequence[CachedBatch], arguments: EditingArguments
 ) -> TrainingOutcome:
     """
-    Train every open expert on its own samples until its loss is low enough.
+    Train every open expert on its own samples, in any of the batches, until their mean loss is low enough.
 
     The experts share the forward pass and nothing else: each stops by itself and keeps the weights of that moment, so
     that an edit turns out the same alone and beside others.
@@ -62,12 +63,17 @@ def train_experts(
     own = [weight for module in modules for weight in module.weights().values()]
     final = [weight.detach().clone() for weight in own]
     losses, steps = [float("nan")] * num, [0] * num
-    active = torch.ones(num, dtype=torch.bool, device=batch.start.device)
-    part = batch
+    device = batches[0].start.device
+    active = torch.ones(num, dtype=torch.bool, device=device)
+    count = torch.bincount(torch.cat([batch.expert for batch in batches]), minlength=num).clamp(min=1)
+    parts = list(batches)
     for step in range(arguments.max_steps + 1):
-        sample_losses, extra = step_losses(tuner, adapter_name, part)
-        per_expert = torch.zeros(num, device=sample_losses.device).index_add(0, part.expert, sample_losses)
-        per_expert = per_expert / torch.bincount(part.expert, minlength=num).clamp(min=1)
+        per_expert, extra = torch.zeros(num, device=device), 0.0
+        for part in parts:
+            sample_losses, router_loss = step_losses(tuner, adapter_name, part)
+            per_expert = per_expert.index_add(0, part.expert, sample_losses)
+            extra = extra + router_loss
+        per_expert = per_expert / count
         values = per_expert.detach()
         if not torch.isfinite(values).all():
             failed = (~torch.isfinite(values)).nonzero().flatten().tolist()
@@ -83,9 +89,8 @@ def train_experts(
         optimizer.zero_grad()
         (per_expert[active].sum() + extra).backward()
         optimizer.step()
-        rows = active[part.expert].nonzero().flatten()
-        if len(rows) < 0.9 * len(part.expert):
-            part = part.select(rows)
+        parts = [part.select(active[part.expert].nonzero().flatten()) for part in parts] if done.any() else parts
+        parts = [part for part in parts if len(part.expert)]
     with torch.no_grad():
         for kept, weight in zip(final, own, strict=True):
             weight.copy_(kept)
