@@ -702,3 +702,15 @@ def test_padding_does_not_matter(tokenizer):
     assert tokenizer.pad_token_id == PAD
     losses = [record["loss"] for record in together.edit([short, long]).records]
     assert losses == pytest.approx([alone.edit(edit).records[0]["loss"] for edit in (short, long)], rel=1e-3)
+
+
+def test_a_prompt_longer_than_the_attention_window_takes_plain_passes(tokenizer):
+    """Whether what is frozen can be reused is found out once; how long a text may be for it is checked every time."""
+    editor = editor_for(tokenizer, family="gemma3")
+    editor.edit(FACTS[0])
+    long = Edit("It rains here, and there, all the day. " * 20 + "The capital of Zembla is", "Onhava", subject="Zembla")
+    samples = editor._samples(editor._check([long])[0], 0)
+    assert len(samples[0].prompt) < 512 < 2 * len(samples[0].prompt)
+    assert not editor._batch(samples).reuse
+    assert editor._batch(editor._samples(editor._check([FACTS[1]])[0], 0)).reuse
+    assert editor.edit(long).after == ["Onhava"]

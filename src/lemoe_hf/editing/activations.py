@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -98,7 +99,7 @@ class CachedBatch:
         self.cache, self.mask, self.hidden = None, mask if not reuse else None, None
         self.anchors: torch.Tensor | None = None  # of shape (b, d), where a KV router trains along
         if reuse:
-            # State-space models have none of this name; `can_reuse` then says no.
+            # State-space models have none of this name; `reusable_columns` then says 0.
             self.cache = getattr(output, "past_key_values", None)
             if self.cache is not None:
                 del self.cache.lemoe_state  # a step of one token would be taken for decoding
@@ -218,26 +219,26 @@ def only_targets(head: nn.Module, is_target: torch.Tensor):
         hook.remove()
 
 
-def can_reuse(batch: CachedBatch) -> bool:
+def reusable_columns(batch: CachedBatch) -> float:
     """
-    Whether reusing what is frozen gives the base model's own logits.
+    Up to how many columns, cached ones and those of a step, reusing what is frozen gives the base model's own logits.
 
-    It does for decoders whose only memory is a cache of keys and values. It does not for state-space models, for
-    attention windows shorter than the text, or where layers hand each other more than hidden states.
+    There is no bound for decoders whose only memory is a cache of keys and values, and the attention window where they
+    have one. It is 0 for state-space models, and where layers hand each other more than hidden states.
     """
     layers = getattr(batch.cache, "layers", None)
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers or [None])
     if not plain or batch.root.get_output_embeddings() is None:
-        return False
+        return 0
     windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
-    if min(windows, default=batch.mask.shape[1] + 1) <= batch.mask.shape[1]:
-        return False
+    bound = min(windows, default=math.inf)
     accepted = inspect.signature(batch.root.forward).parameters
-    if "past_key_values" not in accepted or "position_ids" not in accepted:
-        return False
+    if batch.mask.shape[1] >= bound or "past_key_values" not in accepted or "position_ids" not in accepted:
+        return 0
     with torch.no_grad():
         logits = batch.logits({})
     tolerance = 1e-3 if logits.dtype == torch.float32 else 5e-2
-    return logits.shape == batch.base_logits.shape and bool(
+    same = logits.shape == batch.base_logits.shape and bool(
         (logits - batch.base_logits).abs().max() <= tolerance * batch.base_logits.abs().max()
     )
+    return bound if same else 0

@@ -20,7 +20,7 @@ from ..generation import answers
 from ..routing.anchors import Anchor
 from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
-from .activations import CachedBatch, Sample, batch_of, can_reuse
+from .activations import CachedBatch, Sample, batch_of, reusable_columns
 from .arguments import EditingArguments
 from .result import EditResult, Explanation
 from .save import save_adapter
@@ -84,7 +84,7 @@ class LifelongEditor:
         default = EditingArguments() if self.config.normalize else EditingArguments.paper()
         self.arguments = arguments or default
         self._calibration: Calibration | None = None
-        self._reuse: bool | None = None
+        self._reusable: float | None = None
 
     @property
     def config(self):
@@ -262,9 +262,11 @@ class LifelongEditor:
 
     def _batch(self, samples: list[Sample]) -> CachedBatch:
         context, pad = self.tuner.context, self.tokenizer.pad_token_id
-        if self._reuse is None:
-            self._reuse = can_reuse(CachedBatch(self.root, context, samples[:4], pad))
-        batch = CachedBatch(self.root, context, samples, pad, self._reuse)
+        if self._reusable is None:
+            shortest = sorted(samples, key=lambda sample: len(sample.prompt))[:4]
+            self._reusable = reusable_columns(CachedBatch(self.root, context, shortest, pad))
+        longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
+        batch = CachedBatch(self.root, context, samples, pad, reuse=2 * longest < self._reusable)
         if self.config.routing == "kv_anchor":
             ids, mask = batch_of([sample.prompt for sample in samples], pad, batch.start.device)
             batch.anchors = self._router.anchors_of(self.root, ids.masked_fill(mask == 0, -1), {})
