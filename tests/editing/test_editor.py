@@ -708,7 +708,9 @@ def test_a_prompt_longer_than_the_attention_window_takes_plain_passes(tokenizer)
     """Whether what is frozen can be reused is found out once; how long a text may be for it is checked every time."""
     editor = editor_for(tokenizer, family="gemma3")
     editor.edit(FACTS[0])
-    long = Edit("It rains here, and there, all the day. " * 20 + "The capital of Zembla is", "Onhava", subject="Zembla")
+    long = Edit(
+        "It rains here, and there, all the day. " * 12 + "The capital of Zembla is", "Onhava", subject="Zembla"
+    )
     samples = editor._samples(editor._check([long])[0], 0)
     assert len(samples[0].prompt) < 512 < 2 * len(samples[0].prompt)
     assert not editor._batch(samples).reuse
