@@ -114,9 +114,6 @@ class Anchors(nn.Module):
                 f"The adapter's anchors are damaged: {sizes} do not go with {len(state['tokens'])} tokens."
             )
 
-    def forget_index(self) -> None:
-        self._index = None
-
     def add(self, anchors: list[Anchor]) -> None:
         """Append anchors; those already stored stay as they are."""
         if not anchors:

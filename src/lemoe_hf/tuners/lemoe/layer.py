@@ -378,7 +378,6 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
                     resized = nn.Parameter(resized, requires_grad=tensor.requires_grad)
                 setattr(module, name, resized)
         if adapter_name in self.lemoe_anchors:
-            self.lemoe_anchors[adapter_name].forget_index()
             self.write_sizes(adapter_name)
 
     # ----------------------------------------------------------------------------------------------------------- forward
