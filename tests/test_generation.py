@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from lemoe_hf.generation import answers, pad_left
-from tiny import FAMILIES, PAD, edited, logits, prompts_of, put_edits, tiny, unrelated
+from tiny import FAMILIES, PAD, adapter_state, assert_same, edited, logits, prompts_of, put_edits, tiny, unrelated
 
 
 SPAN = (2, 4)
@@ -382,3 +382,24 @@ def test_pad_left_masks_the_padding():
     batch = pad_left([[5], [6, 7, 8]], PAD, torch.device("cpu"))
     assert batch["input_ids"].tolist() == [[PAD, PAD, 5], [6, 7, 8]]
     assert batch["attention_mask"].tolist() == [[0, 0, 1], [1, 1, 1]]
+
+
+def test_generating_in_training_mode_learns_nothing():
+    """A model that nobody has put into evaluation mode still answers, and takes no prompt for one to train on."""
+    model = model_of("llama")
+    expected = model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=4, do_sample=False)
+    before = adapter_state(model)
+    model.train()
+    got = model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=4, do_sample=False)
+    assert torch.equal(got, expected)
+    assert_same(adapter_state(model), before)
+
+
+def test_answering_leaves_every_module_in_its_mode(tokenizer):
+    """`get_peft_model` leaves its wrapper in training mode and the base in evaluation mode."""
+    model = model_of("llama")
+    model.eval()
+    model.training = True
+    answers(model, tokenizer, ["Which country is Anna Berg from?"], 2)
+    assert model.training
+    assert not any(module.training for module in model.base_model.modules())

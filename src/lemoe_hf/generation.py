@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -15,6 +16,18 @@ def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: torch.device)
     ids = [[pad] * (width - len(sequence)) + list(sequence) for sequence in sequences]
     mask = [[0] * (width - len(sequence)) + [1] * len(sequence) for sequence in sequences]
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+@contextmanager
+def evaluating(model: nn.Module):
+    """Put a model in evaluation mode, and every module back into its own: a `PeftModel` and its base may differ."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @torch.no_grad()
@@ -36,18 +49,16 @@ def answers(
     device = model.get_input_embeddings().weight.device
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (len(ids[i]), bounds[i]))
-    was_training = model.training
-    model.eval()
-    for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
-        batch = pad_left([ids[i] for i in rows], tokenizer.pad_token_id, device)
-        output = model.generate(
-            **batch,
-            max_new_tokens=max(bounds[i] for i in rows),
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        for i, tokens in zip(rows, output[:, batch["input_ids"].shape[1] :], strict=True):
-            texts[i] = tokenizer.decode(tokens[: bounds[i]], skip_special_tokens=True)
-    model.train(was_training)
+    with evaluating(model):
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            batch = pad_left([ids[i] for i in rows], tokenizer.pad_token_id, device)
+            output = model.generate(
+                **batch,
+                max_new_tokens=max(bounds[i] for i in rows),
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            for i, tokens in zip(rows, output[:, batch["input_ids"].shape[1] :], strict=True):
+                texts[i] = tokenizer.decode(tokens[: bounds[i]], skip_special_tokens=True)
     return texts

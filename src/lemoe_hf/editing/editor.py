@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.edit import Edit
 from ..data.reference import reference_prompts
-from ..generation import answers
+from ..generation import answers, evaluating
 from ..routing.anchors import Anchor
 from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
@@ -117,18 +117,16 @@ class LifelongEditor:
         tokenized = self._check(edits)
         self._check_active()
         began = time.perf_counter()
-        was_training = self.root.training
         was_trainable = self._lead.lemoe_open[self.adapter_name].in_proj.requires_grad
-        self.root.eval()
         records: list[dict] = []
         try:
-            self._prepare()
-            first = 0
-            for step in self._plan(edits):
-                records += self._make(step, tokenized[first : first + len(step.edits)])
-                first += len(step.edits)
+            with evaluating(self.root):
+                self._prepare()
+                first = 0
+                for step in self._plan(edits):
+                    records += self._make(step, tokenized[first : first + len(step.edits)])
+                    first += len(step.edits)
         finally:
-            self.root.train(was_training)
             for layer in self.tuner.lemoe_layers(self.adapter_name):
                 layer.lemoe_open[self.adapter_name].requires_grad_(was_trainable)
             if self.adapter_name in self._lead.lemoe_router:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.edit import Edit
 from ..editing.tokens import continuation
-from ..generation import answers
+from ..generation import answers, evaluating
 from .metrics import equals, kl_divergence, mean, starts_with, token_accuracy
 
 
@@ -37,8 +37,10 @@ class EditEvaluator:
         self.edits, self.batch_size = list(edits), batch_size
 
     def __call__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        was_training = model.training
-        model.eval()
+        with evaluating(model):
+            return self._measure(model, tokenizer)
+
+    def _measure(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         measures: dict[str, float] = {"num_edits": len(self.edits)}
         rephrased = [edit for edit in self.edits if edit.rephrase_prompt]
         for name, edits, prompts in (
@@ -54,7 +56,6 @@ class EditEvaluator:
             measures[f"free_{name}"] = mean([starts_with(*pair) for pair in pairs])
             measures[f"free_{name}_strict"] = mean([equals(*pair) for pair in pairs])
         measures.update(self.locality(model, tokenizer))
-        model.train(was_training)
         return measures
 
     def batches(self, tokenizer, prompts, targets):

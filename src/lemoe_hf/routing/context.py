@@ -170,8 +170,9 @@ class RoutingContext:
         """Pin the routes of one call of `generate`, computed from its whole prompt."""
         inputs = dict(kwargs)
         inputs.setdefault("input_ids", args[0] if args else kwargs.get("inputs"))
-        ids = self._prompt_ids(root, inputs)
-        return self.pinned({} if ids is None else self._compute(root, ids, inputs))
+        with torch.no_grad():  # as in `generate`: with gradients, a model in training mode would learn the prompt
+            ids = self._prompt_ids(root, inputs)
+            return self.pinned({} if ids is None else self._compute(root, ids, inputs))
 
     # ------------------------------------------------------------------------------------------------------------- hooks
 
