@@ -19,86 +19,8 @@ from ...routing.anchors import Anchor, Anchors
 from ...routing.context import Route, RoutingContext
 from ...routing.kv_anchor import KVRouter
 from .config import LEMoEConfig
-
-
-class Experts(nn.Module):
-    r"""
-    A stack of experts of one shape. Committed experts are buffers, experts in training are parameters.
-
-    A LoRA expert is $f(x) = B A x$, an FFN expert is $f(x) = W_{out} (\mathrm{SiLU}(W_{gate} x) \odot W_{in} x)$.
-
-    Args:
-        num (`int`): Number of experts, e.
-        hidden_size (`int`): d.
-        width (`int`): r.
-        gated (`bool`): FFN rather than LoRA.
-        trainable (`bool`): Parameters rather than buffers.
-        dtype (`torch.dtype`): Of the weights.
-    """
-
-    def __init__(self, num: int, hidden_size: int, width: int, gated: bool, trainable: bool, dtype=torch.float32):
-        super().__init__()
-        self.trainable = trainable
-        shapes = {"in_proj": (num, hidden_size, width), "out_proj": (num, width, hidden_size)}
-        if gated:
-            shapes["gate_proj"] = (num, hidden_size, width)
-        self.names = tuple(shapes)
-        for name, shape in shapes.items():
-            self.set(name, torch.zeros(shape, dtype=dtype))
-
-    def set(self, name: str, weight: torch.Tensor) -> None:
-        if self.trainable:
-            setattr(self, name, nn.Parameter(weight))
-        elif name in self._buffers:
-            setattr(self, name, weight)
-        else:
-            self.register_buffer(name, weight)
-
-    def __len__(self) -> int:
-        return self.in_proj.shape[0]
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return {name: getattr(self, name) for name in self.names}
-
-    def _apply(self, fn, recurse=True):
-        # `model.half()` and the like must not round what was committed: the bank moves, but keeps its dtype.
-        if self.trainable:
-            return super()._apply(fn, recurse)
-        for name, weight in self.weights().items():
-            setattr(self, name, weight.to(fn(weight).device))
-        return self
-
-    def reset_parameters(self, init_weights: bool, seed: int = 0) -> None:
-        """Random input projections, the same for every expert, and output projections of zero.
-
-        The same start for every expert makes an edit independent of the edits beside it.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        for name, weight in self.weights().items():
-            if weight.device.type == "meta":
-                continue
-            if name == "out_proj" and init_weights:
-                nn.init.zeros_(weight)
-            else:
-                start = torch.randn(weight.shape[1:], generator=generator) * weight.shape[1] ** -0.5
-                with torch.no_grad():
-                    weight.copy_(start.expand_as(weight))
-
-    def forward(self, x: torch.Tensor, experts: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            x (`torch.Tensor` of shape `(b, t, d)`): Input of the bypassed module.
-            experts (`torch.Tensor` of shape `(b, s)`): Indices into the stack.
-            gates (`torch.Tensor` of shape `(b, s, t)`): Weight of each expert at each token.
-
-        Returns:
-            `torch.Tensor` of shape `(b, t, d)`.
-        """
-        picked = {name: weight[experts].to(x.dtype) for name, weight in self.weights().items()}
-        h = torch.matmul(x[:, None], picked["in_proj"])  # b s t r
-        if "gate_proj" in picked:
-            h = F.silu(torch.matmul(x[:, None], picked["gate_proj"])) * h
-        return torch.matmul(h * gates[..., None].to(x.dtype), picked["out_proj"]).sum(1)
+from .experts import Experts
+from .ledger import Bytes
 
 
 class LEMoELayer(nn.Module, BaseTunerLayer):
@@ -414,24 +336,3 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "lemoe." + super().__repr__()
-
-
-class Bytes(nn.Module):
-    """Text that must survive wherever an adapter's tensors go: PEFT saves nothing else of a method, Trainer neither."""
-
-    def __init__(self, num_bytes: int = 0):
-        super().__init__()
-        self.register_buffer("bytes", torch.zeros(num_bytes, dtype=torch.uint8))
-
-    @property
-    def text(self) -> str:
-        return bytes(self.bytes.cpu().numpy()).decode()
-
-    @text.setter
-    def text(self, value: str) -> None:
-        self.bytes = self.bytes[:0]
-        self.append(value)
-
-    def append(self, value: str) -> None:
-        new = torch.tensor(list(value.encode()), dtype=torch.uint8, device=self.bytes.device)
-        self.bytes = torch.cat([self.bytes, new])
