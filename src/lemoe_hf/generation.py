@@ -20,14 +20,17 @@ def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: torch.device)
 
 @contextmanager
 def evaluating(model: nn.Module):
-    """Put a model in evaluation mode, and every module back into its own: a `PeftModel` and its base may differ."""
-    modes = [(module, module.training) for module in model.modules()]
+    """
+    Put a model in evaluation mode, and every module back into its own: a `PeftModel` and its base may differ. Modules
+    that came in meanwhile, such as new experts, get the mode of the model.
+    """
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in model.modules():
+            module.training = modes.get(module, modes[model])
 
 
 @torch.no_grad()
