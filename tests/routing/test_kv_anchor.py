@@ -189,6 +189,13 @@ def test_without_deferral_every_prompt_is_routed_as_published():
         assert torch.equal(logits(model, unrelated()), logits(base, unrelated()))
 
 
+def test_without_deferral_an_expert_that_is_not_full_yet_is_routed_to_as_well():
+    base, model = tiny(), model_of(0, deferral=False)
+    train(model, prompts_of(2))
+    assert model.base_model.has_open_edits()
+    assert not torch.equal(logits(model, unrelated()), logits(base, unrelated()))
+
+
 @pytest.mark.parametrize("gate_value", ["one", "softmax"])
 def test_top_k_mixes_the_best_experts(gate_value):
     model, prompts = model_of(4, top_k=2, gate_value=gate_value), prompts_of(4)

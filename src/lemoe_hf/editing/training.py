@@ -107,7 +107,7 @@ def step_losses(tuner: LEMoEModel, adapter_name: str, batch: CachedBatch) -> tup
         return batch.losses(batch.logits({adapter_name: batch.route(adapter_name, num_committed)})), 0.0
     router, bank = layer.lemoe_router[adapter_name], layer.lemoe_router_bank[adapter_name]
     learner = num_committed + batch.expert
-    route: Route = router.route(config, bank, batch.anchors, None, learner)
+    route: Route = router.route(config, bank, batch.anchors, None, True, learner)
     route.last_start = -1
     extra = 0.0
     if config.router_loss:

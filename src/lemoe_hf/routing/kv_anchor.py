@@ -142,17 +142,19 @@ class KVRouter(nn.Module):
             gates = gates / gates.sum(-1, keepdim=True)
         return experts, gates
 
-    def route(self, config, bank, anchors: torch.Tensor, scope: Route | None, learner=None) -> Route | None:
+    def route(
+        self, config, bank, anchors: torch.Tensor, scope: Route | None, uses_open: bool, learner=None
+    ) -> Route | None:
         """
         Route a batch of prompts by their anchors.
 
         Args:
             anchors (`torch.Tensor` of shape `(b, d)`): As of [`KVRouter.anchors_of`].
             scope (`Route`, *optional*): The route by nearest anchors, which tells the rows that are in scope of any edit.
+            uses_open (`bool`): Whether the experts in training take part, because they hold edits or learn.
             learner (`torch.Tensor` of shape `(b,)`, *optional*): In training, the open expert that each row belongs to.
         """
         num_committed = len(bank.keys)
-        uses_open = learner is not None or (scope is not None and scope.uses_open)
         num_serving = num_committed + (len(self.keys) if uses_open else 0)
         if num_serving == 0 or (config.deferral and scope is None and learner is None):
             return None

@@ -128,6 +128,10 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             self.lemoe_router[adapter_name] = router.opened(1, len(bank), config)
         self.open_experts(adapter_name, 1)
 
+    def has_open_edits(self, adapter_name: str) -> bool:
+        """Whether the open expert holds edits, by training or by an editor that has not filled it yet."""
+        return bool((self.lemoe_anchors[adapter_name].expert >= len(self.lemoe_bank[adapter_name])).any())
+
     def remove_expert(self, adapter_name: str, expert: int) -> None:
         bank = self.lemoe_bank[adapter_name]
         for name, weight in bank.weights().items():
@@ -166,7 +170,8 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         if config.routing == "kv_anchor":
             router, router_bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
             learner = route.experts[:, 0] if in_training else None
-            return router.route(config, router_bank, router.anchors_of(root, ids, inputs), route, learner)
+            uses_open = in_training or self.has_open_edits(adapter_name)
+            return router.route(config, router_bank, router.anchors_of(root, ids, inputs), route, uses_open, learner)
         return route
 
     def _nearest(self, adapter_name: str, ids: torch.Tensor) -> Route | None:

@@ -212,8 +212,7 @@ class LEMoEModel(BaseTuner):
     def has_open_edits(self, adapter_name: str | None = None) -> bool:
         """Whether the open expert holds edits, by training or by an editor that has not filled it yet."""
         name = self._adapter(adapter_name)
-        lead = self.lemoe_layers(name)[0]
-        return bool((lead.lemoe_anchors[name].expert >= len(lead.lemoe_bank[name])).any())
+        return self.lemoe_layers(name)[0].has_open_edits(name)
 
     def ledger(self, adapter_name: str | None = None) -> list[dict]:
         """The edits of an adapter, oldest first: `id`, `expert`, and what was edited."""
