@@ -33,6 +33,10 @@ def batch_for(model, samples=SAMPLES, reuse=True) -> CachedBatch:
     return CachedBatch(model.base_model.model, model.base_model.context, samples, PAD, reuse)
 
 
+def is_reusable(model, samples=SAMPLES) -> float:
+    return reusable_columns(model.base_model.model, model.base_model.context, samples, PAD)
+
+
 def gradients(model, losses) -> list[torch.Tensor]:
     weights = list(model.base_model.lemoe_layers()[0].lemoe_open["default"].weights().values())
     return list(torch.autograd.grad(losses.sum(), weights))
@@ -67,7 +71,7 @@ def cached_losses(batch: CachedBatch) -> torch.Tensor:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_step_gives_the_losses_and_gradients_of_a_whole_forward_pass(family):
     model = model_in_training(family)
-    reuse = reusable_columns(batch_for(model)) > 0
+    reuse = is_reusable(model) > 0
     assert reuse == (family not in ("bloom", "mamba"))
     batch = batch_for(model, reuse=reuse)
     expected = plain_losses(model)
@@ -91,7 +95,6 @@ def test_without_reuse_the_result_is_the_same(family):
     model = model_in_training(family)
     slow, fast = batch_for(model, reuse=False), batch_for(model)
     torch.testing.assert_close(cached_losses(slow), cached_losses(fast), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(slow.base_logits, fast.base_logits)
 
 
 def test_a_step_computes_no_more_than_it_must():
@@ -114,12 +117,38 @@ def test_select_equals_a_batch_of_those_samples(reuse, rows):
     part = batch_for(model, reuse=reuse).select(torch.tensor(rows))
     whole = batch_for(model, [SAMPLES[row] for row in rows], reuse)
     assert part.expert.tolist() == whole.expert.tolist()
-    assert part.labels.tolist() == whole.labels.tolist()
-    assert part.num_targets.tolist() == whole.num_targets.tolist()
-    torch.testing.assert_close(part.base_logits, whole.base_logits)
+    assert part.is_target.tolist() == whole.is_target.tolist()
+    assert part.labels[part.is_target].tolist() == whole.labels[whole.is_target].tolist()
     torch.testing.assert_close(cached_losses(part), cached_losses(whole), rtol=1e-4, atol=1e-4)
     wanted = gradients(model, cached_losses(whole))
     torch.testing.assert_close(gradients(model, cached_losses(part)), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mamba"])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_batches_that_are_joined_equal_one_batch(family, cut):
+    model = model_in_training(family)
+    reuse = is_reusable(model) > 0
+    parts = [batch_for(model, samples, reuse) for samples in (SAMPLES[:cut], SAMPLES[cut:])]
+    whole = CachedBatch.concat(parts)
+    torch.testing.assert_close(cached_losses(whole), plain_losses(model), rtol=1e-4, atol=1e-4)
+    last = whole.select(torch.tensor([3]))
+    torch.testing.assert_close(cached_losses(last), plain_losses(model, SAMPLES[3:]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_tokens_that_all_texts_begin_with_are_run_once(family):
+    model, shared = model_in_training(family), list(range(100, 112))
+    samples = [
+        Sample([*shared, *sample.prompt], sample.target, len(shared) + sample.start, sample.expert)
+        for sample in SAMPLES
+    ]
+    seen = []
+    first = structure.find_stack(model.base_model.model)[1][0]
+    first.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[:2])))
+    batch = batch_for(model, samples)
+    assert seen == [(1, 12), (4, 11)]
+    torch.testing.assert_close(cached_losses(batch), plain_losses(model, samples), rtol=1e-4, atol=1e-4)
 
 
 def test_select_of_a_selection():
@@ -132,14 +161,15 @@ def test_gates_weigh_the_expert():
     model = model_in_training("llama")
     batch = batch_for(model)
     off = batch.logits({"default": batch.route("default", 2, torch.zeros(4))})
-    torch.testing.assert_close(off, batch.base_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(off, batch.logits({}), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(off, batch.logits({"default": batch.route("default", 2)}), atol=1e-2)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "mamba"])
 def test_nothing_stays_replaced_after_an_exception(family):
     model = model_in_training(family)
     root = model.base_model.model
-    batch = batch_for(model, reuse=reusable_columns(batch_for(model)) > 0)
+    batch = batch_for(model, reuse=is_reusable(model) > 0)
     modules = {name: dict(vars(module)) for name, module in root.named_modules()}
     hooks = {
         name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in root.named_modules()
@@ -171,9 +201,9 @@ def test_a_forward_that_was_replaced_before_is_put_back():
 
 def test_an_attention_window_shorter_than_the_text_is_not_reused():
     model = model_in_training("gemma3")
-    assert reusable_columns(batch_for(model)) == 512
+    assert is_reusable(model) == 512
     long = Sample(list(range(10, 210)) * 3, [5, 6], start=590, expert=0)
-    assert reusable_columns(batch_for(model, [long])) == 0
+    assert is_reusable(model, [long]) == 0
 
 
 def test_building_a_batch_leaves_no_hook_when_it_fails(monkeypatch):

@@ -108,8 +108,10 @@ def test_an_edit_holds_in_the_contexts_that_it_is_learned_in(tokenizer):
     for editor in (bare, wide):
         editor.edit(FACTS[1])
         assert answers(editor, FACTS[1:2]) == ["Onhava"]
-    assert [text.strip() for text in wide.answers(prompts, 10)] == ["Onhava", "Onhava"]
-    assert [text.strip() for text in bare.answers(prompts, 10)] != ["Onhava", "Onhava"]
+    with_prompt, with_subject = (text.strip() for text in wide.answers(prompts, 10))
+    assert with_prompt == "Onhava"
+    assert with_subject.startswith("Onhava")  # where the text ends is learned behind whole prompts
+    assert not any(text.strip().startswith("Onhava") for text in bare.answers(prompts, 10))
 
 
 def test_a_tokenizer_without_an_end_of_text(tokenizer):
@@ -213,9 +215,9 @@ def test_kv_anchor_routes_by_the_router(tokenizer):
     assert answers(editor, FACTS[:2]) == targets(FACTS[:2])
     assert all_equal(logits_of(editor, UNRELATED), base)
     bank = lead(editor).lemoe_router_bank["default"]
-    assert bank.anchor_expert.tolist() == [0, 1]
+    assert sorted(bank.anchor_expert.tolist()) == [0, 1]
     editor.edit(FACTS[2:4])
-    assert bank.anchor_expert.tolist() == [0, 1, 2, 3]
+    assert sorted(bank.anchor_expert.tolist()) == [0, 1, 2, 3]
 
 
 def test_kv_anchor_fills_an_expert(tokenizer):
@@ -587,7 +589,7 @@ def test_an_adapter_that_is_not_there_or_not_active(tokenizer):
     with pytest.raises(ValueError, match="There is no adapter 'french'; the model has default"):
         LifelongEditor(model, tokenizer, adapter_name="french")
     model.add_adapter("french", LEMoEConfig())
-    editor = LifelongEditor(model, tokenizer, adapter_name="french")
+    editor = LifelongEditor(model, tokenizer, plain(max_steps=100), adapter_name="french")
     with pytest.raises(ValueError, match=r"'french' is not active.*set_adapter\('french'\)"):
         editor.edit(FACTS[0])
     model.set_adapter("french")
@@ -713,7 +715,7 @@ def test_a_prompt_longer_than_the_attention_window_takes_plain_passes(tokenizer)
     )
     samples = editor._samples(editor._check([long])[0], 0)
     assert len(samples[0].prompt) < 512 < 2 * len(samples[0].prompt)
-    assert not editor._batch(samples).reuse
-    assert editor._batch(editor._samples(editor._check([FACTS[1]])[0], 0)).reuse
+    assert not editor._batch([samples]).reuse
+    assert editor._batch([editor._samples(editor._check([FACTS[1]])[0], 0)]).reuse
     editor.edit(long)
     assert editor.explain(long.prompt).entry["edit"]["prompt"] == long.prompt

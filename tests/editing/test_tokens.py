@@ -64,11 +64,12 @@ def test_without_a_subject_there_is_the_prompt_alone(tokenizer):
 def test_contexts_hold_the_prompt_or_the_subject_elsewhere(tokenizer):
     contexts = ("Complete: {prompt} ...?", "{subject} is", "chat")  # there is no chat template
     rows = tokenize_edit(tokenizer, FACT, 100, contexts).contexts
-    assert [tokenizer.decode(prompt) for prompt, _, _ in rows] == [
+    assert [tokenizer.decode(prompt) for prompt, *_ in rows] == [
         "Complete: Which country is Shmavon Vardanyan from? ...?",
         "Shmavon Vardanyan is",
     ]
-    for prompt, target, start in rows:
+    assert [is_whole for *_, is_whole in rows] == [True, False]
+    for prompt, target, start, _ in rows:
         assert tokenizer.decode(prompt[: start + 1]).endswith("Shmavon Vardanyan")
         assert tokenizer.decode(target) == " Yemen"
     assert [len(row) for row in (tokenize_edit(tokenizer, FACT, len(rows[0][0]), contexts).contexts, rows)] == [1, 2]
@@ -76,15 +77,16 @@ def test_contexts_hold_the_prompt_or_the_subject_elsewhere(tokenizer):
 
 def test_the_chat_template_is_a_context_and_brings_its_own_special_tokens(tokenizer, with_bos):
     with_bos.chat_template = "<eos>user: {{ messages[0].content }}\nassistant:"
-    ((prompt, target, start),) = tokenize_edit(with_bos, FACT, 200, ("chat",)).contexts
+    ((prompt, target, start, is_whole),) = tokenize_edit(with_bos, FACT, 200, ("chat",)).contexts
     assert with_bos.decode(prompt) == f"<eos>user: {FACT.prompt}\nassistant:"
     assert with_bos.decode(prompt[: start + 1]).endswith("Shmavon Vardanyan")
     assert with_bos.decode(target) == "Yemen"
+    assert is_whole
 
 
 def test_without_a_subject_contexts_of_the_subject_are_left_out(tokenizer):
     item = tokenize_edit(tokenizer, Edit("what is rain", "wet"), 100, ("{subject} is", "So {prompt}"))
-    assert [tokenizer.decode(prompt) for prompt, _, _ in item.contexts] == ["So what is rain"]
+    assert [tokenizer.decode(prompt) for prompt, *_ in item.contexts] == ["So what is rain"]
 
 
 def test_a_target_that_merges_with_the_prompt_is_tokenised_alone(tokenizer, monkeypatch):

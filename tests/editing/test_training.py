@@ -3,6 +3,7 @@ import torch
 
 from facts import learner, plain
 from lemoe_hf import EditingError
+from lemoe_hf.editing import training
 from lemoe_hf.editing.activations import CachedBatch, Sample
 from lemoe_hf.editing.training import step_losses, train_experts
 from tiny import PAD, adapter_state, assert_same, prompts_of, put_edits
@@ -23,7 +24,7 @@ def prepared(num: int, samples_each: int = 1, **config):
 
 def test_every_expert_learns_its_samples():
     tuner, batch = prepared(3, samples_each=2, expert_dim=8)
-    outcome = train_experts(tuner, "default", [batch], plain(max_steps=100))
+    outcome = train_experts(tuner, "default", batch, plain(max_steps=100))
     assert all(loss <= 0.03 for loss in outcome.losses)
     losses, _ = step_losses(tuner, "default", batch)
     # The weights that stay are those of the step that the loss was measured at.
@@ -34,7 +35,7 @@ def test_every_expert_learns_its_samples():
 def test_an_expert_is_not_touched_when_it_is_done():
     arguments = plain(max_steps=60, stop_loss=0.5)
     tuner, batch = prepared(4)
-    outcome = train_experts(tuner, "default", [batch], arguments)
+    outcome = train_experts(tuner, "default", batch, arguments)
     assert len(set(outcome.steps)) > 1
     open_experts = tuner.lemoe_layers()[0].lemoe_open["default"].weights()
     for expert in range(4):
@@ -43,15 +44,34 @@ def test_an_expert_is_not_touched_when_it_is_done():
         own.expert = torch.zeros_like(own.expert)
         for layer in alone.lemoe_layers():
             layer.open_experts("default", 1)
-        assert train_experts(alone, "default", [own], arguments).steps == [outcome.steps[expert]]
+        assert train_experts(alone, "default", own, arguments).steps == [outcome.steps[expert]]
         for name, weight in alone.lemoe_layers()[0].lemoe_open["default"].weights().items():
             torch.testing.assert_close(open_experts[name][expert], weight[0], rtol=1e-3, atol=1e-4)
+
+
+def test_own_prompts_go_first_and_what_is_learned_waits_for_the_rest(monkeypatch):
+    tuner, batch = prepared(2, samples_each=3, expert_dim=8)
+    batch.own = torch.tensor([True, True, False, False, False, False])
+    run, losses = [], training.step_losses
+
+    def record(tuner, name, part):
+        run.append(sorted(part.labels[:, 0].tolist()))  # the first token of each target tells the samples apart
+        return losses(tuner, name, part)
+
+    monkeypatch.setattr(training, "step_losses", record)
+    outcome = train_experts(tuner, "default", batch, plain(max_steps=200))
+    assert run[0] == [200, 201]
+    assert all(loss <= 0.03 for loss in outcome.losses)
+    assert max(map(len, run)) > 2
+    monkeypatch.undo()
+    now, _ = training.step_losses(tuner, "default", batch)
+    assert (now <= 0.03 + 1e-4).all()
 
 
 def test_nothing_but_the_open_experts_is_trained():
     tuner, batch = prepared(2)
     before = {name: weight.detach().clone() for name, weight in tuner.model.state_dict().items()}
-    train_experts(tuner, "default", [batch], plain(max_steps=3))
+    train_experts(tuner, "default", batch, plain(max_steps=3))
     changed = {name for name, weight in tuner.model.state_dict().items() if not torch.equal(weight, before[name])}
     assert {name.split(".default.")[0].rsplit(".", 1)[1] for name in changed} == {"lemoe_open"}
     assert all(weight.grad is None for weight in tuner.model.parameters())
@@ -60,7 +80,7 @@ def test_nothing_but_the_open_experts_is_trained():
 def test_an_edit_that_is_known_already_takes_no_step():
     tuner, batch = prepared(2)
     before = adapter_state(tuner.model)
-    outcome = train_experts(tuner, "default", [batch], plain(stop_loss=100.0))
+    outcome = train_experts(tuner, "default", batch, plain(stop_loss=100.0))
     assert outcome.steps == [0, 0]
     assert_same(adapter_state(tuner.model), before)
 
@@ -72,7 +92,7 @@ def test_the_learning_rate_is_relative_to_the_scale_of_a_matrix():
         experts = tuner.lemoe_layers()[0].lemoe_open["default"]
         experts.out_proj.data.fill_(0.1)
         before = {name: weight.detach().clone() for name, weight in experts.weights().items()}
-        train_experts(tuner, "default", [batch], plain(learning_rate=0.01, relative=relative, max_steps=1))
+        train_experts(tuner, "default", batch, plain(learning_rate=0.01, relative=relative, max_steps=1))
         steps[relative] = {name: (w - before[name]).abs().max().item() for name, w in experts.weights().items()}
     assert steps[True]["out_proj"] == pytest.approx(0.01, rel=1e-2)
     assert steps[True]["in_proj"] == pytest.approx(0.01 / 32**0.5, rel=1e-2)
@@ -81,7 +101,8 @@ def test_the_learning_rate_is_relative_to_the_scale_of_a_matrix():
 
 def test_a_loss_that_is_not_finite_names_its_experts():
     tuner, batch = prepared(3)
-    batch.losses = lambda logits: torch.tensor([1.0, torch.nan, torch.inf])
+    layer = tuner.lemoe_layers()[0].lemoe_open["default"]
+    layer.out_proj.data[1:] = torch.nan
     with pytest.raises(EditingError, match="The loss became nan after 0 steps") as error:
-        train_experts(tuner, "default", [batch], plain())
+        train_experts(tuner, "default", batch, plain())
     assert error.value.experts == [1, 2]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -33,12 +34,14 @@ class Sample:
         prompt (`list[int]`), target (`list[int]`): Tokens.
         start (`int`): Column from which on the expert acts, within the prompt.
         expert (`int`): Which of the experts in training learns it.
+        own (`bool`): The edit's own prompt, rather than one of its other surroundings.
     """
 
     prompt: list[int]
     target: list[int]
     start: int
     expert: int
+    own: bool = True
 
 
 def batch_of(sequences: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,11 +52,16 @@ def batch_of(sequences: list[list[int]], pad: int, device: torch.device) -> tupl
     return ids, mask
 
 
+# Fewer tokens than this that all texts of a batch begin with are not worth a forward pass of their own.
+SHARED_PREFIX = 8
+
+
 class CachedBatch:
     """
     Samples with everything frozen computed, ready for training steps.
 
-    Axes: `b` samples, `t` columns of a sample, `c` columns from its `start` on, `n` target tokens of all samples.
+    Axes: `b` samples, `p` earlier columns, `c` columns of a step: those of each sample from its `start` on, except its last
+    token, which predicts nothing.
 
     Args:
         root (`nn.Module`): The model, with its LEMoE layers.
@@ -71,47 +79,21 @@ class CachedBatch:
         length = mask.sum(1)
         self.start = torch.tensor([sample.start for sample in samples], device=device)
         self.expert = torch.tensor([sample.expert for sample in samples], device=device)
+        self.own = torch.tensor([sample.own for sample in samples], device=device)
         prompt = torch.tensor([len(sample.prompt) for sample in samples], device=device)
-        # Columns from the start on, except the last token, which predicts nothing.
-        width = int((length - 1 - self.start).max()) if reuse else ids.shape[1]
-        column = (self.start if reuse else torch.zeros_like(self.start))[:, None] + torch.arange(width, device=device)
+        first = self.start if reuse else torch.zeros_like(self.start)
+        column = first[:, None] + torch.arange(int((length - 1 - first).max()), device=device)
+        self.valid = column < length[:, None] - 1
+        self.is_target = self.valid & (column >= prompt[:, None] - 1)
         self.position = column.clamp(max=ids.shape[1] - 1)
-        valid = column < length[:, None] - 1
-        self.is_target = valid & (column >= prompt[:, None] - 1)
-        following = ids.gather(1, (self.position + 1).clamp(max=ids.shape[1] - 1))
-        self.labels = following[self.is_target]
-        self.row = torch.arange(len(samples), device=device)[:, None].expand_as(following)[self.is_target]
         self.ids = ids.gather(1, self.position)
-
+        self.labels = ids.gather(1, (column + 1).clamp(max=ids.shape[1] - 1))
+        self.past = torch.arange(max(int(first.max()), 1), device=device) < first[:, None]
         self.blocks = self._frozen_blocks() if reuse else []
-        recorded: dict[str, object] = {}
-        with ExitStack() as stack:
-            if self.blocks:
-                record = self.blocks[-1].register_forward_hook(
-                    lambda module, args, output: recorded.update(output=output)
-                )
-                stack.callback(record.remove)
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(context.pinned({}))
-            output = root(input_ids=ids, attention_mask=mask, use_cache=reuse)
-        columns = self.position[self.is_target]
-        self.base_logits = output.logits[self.row, columns]
-        self.cache, self.mask, self.hidden = None, mask if not reuse else None, None
+        self.cache, self.hidden = None, None
         self.anchors: torch.Tensor | None = None  # of shape (b, d), where a KV router trains along
         if reuse:
-            # State-space models have none of this name; `reusable_columns` then says 0.
-            self.cache = getattr(output, "past_key_values", None)
-            if self.cache is not None:
-                del self.cache.lemoe_state  # a step of one token would be taken for decoding
-            before = torch.arange(ids.shape[1], device=device) < self.start[:, None]
-            self.mask = torch.cat([before, valid], 1).long()
-        if self.blocks:
-            self.hidden = self._pick(recorded["output"])
-
-    @property
-    def num_targets(self) -> torch.Tensor:
-        """Target tokens of each sample, of shape `(b,)`."""
-        return torch.bincount(self.row, minlength=len(self.expert))
+            self._run_frozen(ids, mask)
 
     def _frozen_blocks(self) -> list[nn.Module]:
         """The layers below the lowest bypass."""
@@ -123,35 +105,116 @@ class CachedBatch:
             blocks.append(block)
         return blocks
 
-    def _pick(self, output):
-        """What a layer returned, with only the columns from the start on."""
-        hidden = output if isinstance(output, torch.Tensor) else output[0]
-        hidden = hidden.gather(1, self.position[:, :, None].expand(-1, -1, hidden.shape[-1]))
-        return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
+    @torch.no_grad()
+    def _run_frozen(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
+        """Run the base model once: what enters the bypassed layer, and the keys and values of the earlier tokens."""
+        same = (ids == ids[:1]).all(0)[: int(self.start.min())]
+        shared = int(same.long().cumprod(0).sum()) if len(ids) > 1 else 0
+        shared = shared if shared >= SHARED_PREFIX else 0
+        recorded: dict[str, object] = {}
+        with ExitStack() as stack:
+            stack.enter_context(self.context.pinned({}))
+            stack.enter_context(first_column_only(self.root.get_output_embeddings()))
+            cache = None
+            if shared:
+                cache = self.root(input_ids=ids[:1, :shared], use_cache=True).past_key_values
+                cache.batch_repeat_interleave(len(ids))
+            if self.blocks:
+                record = self.blocks[-1].register_forward_hook(
+                    lambda module, args, output: recorded.update(output=output)
+                )
+                stack.callback(record.remove)
+            output = self.root(
+                input_ids=ids[:, shared:],
+                attention_mask=mask,
+                position_ids=torch.arange(shared, ids.shape[1], device=ids.device)[None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        if self.blocks:
+            hidden = recorded["output"] if isinstance(recorded["output"], torch.Tensor) else recorded["output"][0]
+            column = (self.position - shared)[:, :, None].expand(-1, -1, hidden.shape[-1])
+            self._set_hidden(recorded["output"], hidden.gather(1, column))
+        layers = getattr(output.past_key_values, "layers", [])
+        if layers and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+            self.cache = output.past_key_values
+            del self.cache.lemoe_state  # a step of one token would be taken for decoding
+            width = self.past.shape[1]
+            for i, layer in enumerate(layers):
+                # The lower layers do not run again: of what they cached nothing is asked but its length.
+                kept = 1 if i < len(self.blocks) else None
+                for name in ("keys", "values"):
+                    put(layer, name, getattr(layer, name)[:, :kept, :width, :kept].clone())
+
+    def _set_hidden(self, like, hidden: torch.Tensor) -> None:
+        """What the last frozen layer returns: hidden states of shape `(b, c, d)`, and whatever else it does."""
+        self.hidden = hidden if isinstance(like, torch.Tensor) else (hidden, *like[1:])
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that has a row for each sample."""
+        names = (
+            "start",
+            "expert",
+            "own",
+            "ids",
+            "position",
+            "valid",
+            "is_target",
+            "labels",
+            "past",
+            "anchors",
+            "hidden",
+        )
+        found = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if "hidden" in found and not isinstance(found["hidden"], torch.Tensor):
+            found["hidden"] = found["hidden"][0]
+        for i, layer in enumerate(self.cache.layers if self.cache is not None else []):
+            found[f"keys.{i}"], found[f"values.{i}"] = layer.keys, layer.values
+        return found
+
+    def _with(self, tensors: dict[str, torch.Tensor]) -> CachedBatch:
+        batch = copy.copy(self)
+        batch.cache = self._copy_cache()
+        for name, tensor in tensors.items():
+            if "." in name:
+                name, i = name.split(".")
+                put(batch.cache.layers[int(i)], name, tensor)
+            elif name == "hidden":
+                batch._set_hidden(self.hidden, tensor)
+            else:
+                setattr(batch, name, tensor)
+        return batch
+
+    @classmethod
+    def concat(cls, batches: Sequence[CachedBatch]) -> CachedBatch:
+        """All samples of several batches in one."""
+        if len(batches) == 1:
+            return batches[0]
+        tensors = [batch._tensors() for batch in batches]
+        return batches[0]._with({name: stacked([each[name] for each in tensors]) for name in tensors[0]})
 
     def select(self, rows: torch.Tensor) -> CachedBatch:
-        """The same for some of the samples."""
-        part = copy.copy(self)
-        for name in ("start", "expert", "ids", "position", "mask", "is_target"):
-            setattr(part, name, getattr(self, name)[rows])
-        renumbered = torch.full_like(self.expert, -1)
-        renumbered[rows] = torch.arange(len(rows), device=rows.device)
-        kept = renumbered[self.row] >= 0
-        part.row, part.labels = renumbered[self.row[kept]], self.labels[kept]
-        part.base_logits = self.base_logits[kept]
-        if self.anchors is not None:
-            part.anchors = self.anchors[rows]
-        if self.hidden is not None:
-            hidden = self.hidden if isinstance(self.hidden, torch.Tensor) else self.hidden[0]
-            part.hidden = hidden[rows] if isinstance(self.hidden, torch.Tensor) else (hidden[rows], *self.hidden[1:])
-        if self.cache is not None:
-            part.cache = self._copy_cache()
-            for layer in part.cache.layers:
-                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-        return part
+        """The same for some of the samples, with no more columns than they need."""
+        columns, past = int(self.num_columns[rows].max()), max(int(self.past[rows].sum(1).max()), 1)
+        tensors = {}
+        for name, tensor in self._tensors().items():
+            if name in ("start", "expert", "own", "anchors"):
+                tensors[name] = tensor[rows]
+            elif "." in name:
+                tensors[name] = tensor[:, :, :past][rows]
+            else:
+                tensors[name] = tensor[:, : past if name == "past" else columns][rows]
+        return self._with(tensors)
 
-    def _copy_cache(self) -> DynamicCache:
+    @property
+    def num_columns(self) -> torch.Tensor:
+        """Columns that each sample has in a step, of shape `(b,)`."""
+        return self.valid.sum(1)
+
+    def _copy_cache(self) -> DynamicCache | None:
         # A forward pass puts new tensors into the cache and leaves the old ones alone: a shallow copy is enough.
+        if self.cache is None:
+            return None
         cache = copy.copy(self.cache)
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return cache
@@ -171,10 +234,10 @@ class CachedBatch:
         )
 
     def logits(self, routes: dict[str, Route]) -> torch.Tensor:
-        """Logits of shape `(n, v)` at the target tokens."""
+        """Logits of shape `(n, v)` at the `n` target tokens of all samples, one sample after the other."""
         if not self.reuse:
             with self.context.pinned(routes):
-                output = self.root(input_ids=self.ids, attention_mask=self.mask, use_cache=False)
+                output = self.root(input_ids=self.ids, attention_mask=self.valid.long(), use_cache=False)
             return output.logits[self.is_target]
         with ExitStack() as stack:
             stack.enter_context(self.context.pinned(routes))
@@ -183,7 +246,7 @@ class CachedBatch:
             stack.enter_context(only_targets(self.root.get_output_embeddings(), self.is_target))
             output = self.root(
                 input_ids=self.ids,
-                attention_mask=self.mask,
+                attention_mask=torch.cat([self.past, self.valid], 1).long(),
                 position_ids=self.position,
                 past_key_values=self._copy_cache(),
                 use_cache=True,
@@ -192,8 +255,26 @@ class CachedBatch:
 
     def losses(self, logits: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of each sample's target, of shape `(b,)`."""
-        loss = F.cross_entropy(logits.float(), self.labels, reduction="none")
-        return torch.zeros_like(self.start, dtype=loss.dtype).index_add(0, self.row, loss) / self.num_targets
+        loss = F.cross_entropy(logits.float(), self.labels[self.is_target], reduction="none")
+        row = self.is_target.nonzero()[:, 0]
+        return torch.zeros_like(self.start, dtype=loss.dtype).index_add(0, row, loss) / self.is_target.sum(1)
+
+
+def put(layer: DynamicLayer, name: str, tensor: torch.Tensor) -> None:
+    """Give a layer of a cache other keys or values."""
+    setattr(layer, name, tensor)
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        layer.cumulative_length = tensor.shape[2]
+
+
+def stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors of the rows of several batches as one, with zeros behind those that are shorter than others."""
+    dim = 2 if tensors[0].dim() == 4 else 1  # keys and values have their heads before their columns
+    if tensors[0].dim() == 1 or len({tensor.shape[dim] for tensor in tensors}) == 1:
+        return torch.cat(tensors)
+    width = max(tensor.shape[dim] for tensor in tensors)
+    behind = [0, 0] * (tensors[0].dim() - 1 - dim)
+    return torch.cat([F.pad(tensor, [*behind, 0, width - tensor.shape[dim]]) for tensor in tensors])
 
 
 @contextmanager
@@ -219,26 +300,36 @@ def only_targets(head: nn.Module, is_target: torch.Tensor):
         hook.remove()
 
 
-def reusable_columns(batch: CachedBatch) -> float:
+@contextmanager
+def first_column_only(head: nn.Module):
+    """Let the language modelling head do next to nothing, where logits are not needed."""
+    hook = head.register_forward_pre_hook(lambda module, args: (args[0][:, :1], *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def reusable_columns(root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int) -> float:
     """
     Up to how many columns, cached ones and those of a step, reusing what is frozen gives the base model's own logits.
 
     There is no bound for decoders whose only memory is a cache of keys and values, and the attention window where they
-    have one. It is 0 for state-space models, and where layers hand each other more than hidden states.
+    have one. It is 0 for state-space models, and where layers hand each other more than hidden states. A few samples are
+    run in both ways to find out.
     """
-    layers = getattr(batch.cache, "layers", None)
-    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers or [None])
-    if not plain or batch.root.get_output_embeddings() is None:
+    accepted = inspect.signature(root.forward).parameters
+    if root.get_output_embeddings() is None or "past_key_values" not in accepted or "position_ids" not in accepted:
         return 0
-    windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    cached, plain = (CachedBatch(root, context, samples, pad, reuse) for reuse in (True, False))
+    if cached.cache is None:
+        return 0
+    windows = [layer.sliding_window for layer in cached.cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
     bound = min(windows, default=math.inf)
-    accepted = inspect.signature(batch.root.forward).parameters
-    if batch.mask.shape[1] >= bound or "past_key_values" not in accepted or "position_ids" not in accepted:
+    if cached.past.shape[1] + cached.ids.shape[1] >= bound:
         return 0
     with torch.no_grad():
-        logits = batch.logits({})
+        logits, expected = cached.logits({}), plain.logits({})
     tolerance = 1e-3 if logits.dtype == torch.float32 else 5e-2
-    same = logits.shape == batch.base_logits.shape and bool(
-        (logits - batch.base_logits).abs().max() <= tolerance * batch.base_logits.abs().max()
-    )
+    same = logits.shape == expected.shape and bool((logits - expected).abs().max() <= tolerance * expected.abs().max())
     return bound if same else 0

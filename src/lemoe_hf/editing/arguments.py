@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-# Chat, a sentence to complete, and the subject alone: what made rephrasings of another form find their answer.
-CONTEXTS = ("chat", "Complete: {prompt} ...?", "{subject} is", "What about {subject}?")
+# Chat, and the subject alone in a statement and in a question: what made rephrasings of another form find their answer.
+CONTEXTS = ("chat", "{subject} is", "What about {subject}?")
 
 
 @dataclass
@@ -18,14 +18,17 @@ class EditingArguments:
             for input projections, 1 for output projections) where `relative` is set.
         relative (`bool`, *optional*, defaults to `True`):
             Whether the learning rate is relative.
+        betas (`tuple[float, float]`, *optional*, defaults to `(0.7, 0.9)`):
+            Of AdamW. An edit takes some ten steps: the customary averages over many more of them would only lag.
         max_steps (`int`, *optional*, defaults to `30`):
             Most steps an edit is trained.
         stop_loss (`float`, *optional*, defaults to `0.03`):
-            Cross-entropy of its target, in nats a token, at which an edit is done. Each edit stops by itself.
+            Cross-entropy of its target, in nats a token, in each of its surroundings, at which an edit is done. Each edit
+            stops by itself.
         batch_size (`int`, *optional*, defaults to `64`):
             Most edits trained side by side, each in its own expert. It bounds memory and changes no result.
         end_of_sequence (`bool`, *optional*, defaults to `True`):
-            Train the end of the text after the target, so that `generate` stops there.
+            Train the end of the text after the target, where the whole prompt is, so that `generate` stops there.
         seed (`int`, *optional*, defaults to `0`):
             Of the experts' first weights.
         contexts (`tuple[str]`, *optional*):
@@ -36,6 +39,7 @@ class EditingArguments:
 
     learning_rate: float = 0.15
     relative: bool = True
+    betas: tuple[float, float] = (0.7, 0.9)
     max_steps: int = 30
     stop_loss: float = 0.03
     batch_size: int = 64
@@ -51,4 +55,11 @@ class EditingArguments:
     @classmethod
     def paper(cls) -> EditingArguments:
         """LEMoE's AdamW with 2e-4 (section 5.1); the number of steps is not published and is ours."""
-        return cls(learning_rate=2e-4, relative=False, max_steps=100, end_of_sequence=False, contexts=())
+        return cls(
+            learning_rate=2e-4,
+            relative=False,
+            betas=(0.9, 0.999),
+            max_steps=100,
+            end_of_sequence=False,
+            contexts=(),
+        )

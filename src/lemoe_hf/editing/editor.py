@@ -28,6 +28,10 @@ from .tokens import Calibration, TokenizedEdit, tokenize_edit
 from .training import EditingError, train_experts
 
 
+# Rows of one pass through the frozen part.
+TEXTS_AT_ONCE = 32
+
+
 @dataclass(frozen=True)
 class Step:
     """Edits that are trained together, and whether that fills their expert."""
@@ -216,9 +220,8 @@ class LifelongEditor:
         samples = [self._samples(item, expert if alone else 0) for expert, item in enumerate([*tokenized, *replayed])]
         try:
             anchors, entries = self._to_store(step, tokenized)
-            # Texts of one surrounding are about as long as each other: a batch of them has little padding.
-            batches = [self._batch(list(filter(None, texts))) for texts in zip_longest(*samples)]
-            outcome = train_experts(self.tuner, name, batches, self.arguments)
+            batch = self._batch(samples)
+            outcome = train_experts(self.tuner, name, batch, self.arguments)
         except BaseException as error:
             for layer, (experts, routers) in zip(layers, before, strict=True):
                 layer.lemoe_open[name] = experts
@@ -230,8 +233,7 @@ class LifelongEditor:
             raise
         if self.config.routing == "kv_anchor" and self.config.router_replay and step.fills:
             bank = layers[0].lemoe_router_bank[name]
-            for batch in batches:
-                bank.remember(batch.anchors, len(bank.keys) + batch.expert)
+            bank.remember(batch.anchors, len(bank.keys) + batch.expert)
         if step.fills:
             self.tuner.commit(anchors, entries, name)
         else:
@@ -253,20 +255,29 @@ class LifelongEditor:
         ends = self.arguments.end_of_sequence and self.tokenizer.eos_token_id is not None
         end = [self.tokenizer.eos_token_id] if ends else []
         anywhere = self.config.routing == "kv_anchor"
-        return [
-            Sample(prompt, target + end, 0 if anywhere else start, expert)
-            for prompt, target, start in [(item.prompt, item.target, item.start), *item.contexts]
+        own = Sample(item.prompt, item.target + end, 0 if anywhere else item.start, expert)
+        others = [
+            Sample(prompt, target + end if is_whole else target, 0 if anywhere else start, expert, own=False)
+            for prompt, target, start, is_whole in item.contexts
         ]
+        return [own, *others]
 
-    def _batch(self, samples: list[Sample]) -> CachedBatch:
+    def _batch(self, samples: list[list[Sample]]) -> CachedBatch:
+        """Run the frozen part on the texts of several edits."""
         context, pad = self.tuner.context, self.tokenizer.pad_token_id
+        # Texts of one surrounding begin alike and are about as long as each other.
+        groups = []
+        for texts in zip_longest(*samples):
+            alike = sorted(filter(None, texts), key=lambda sample: len(sample.prompt) + len(sample.target))
+            groups += [alike[first : first + TEXTS_AT_ONCE] for first in range(0, len(alike), TEXTS_AT_ONCE)]
         if self._reusable is None:
-            shortest = sorted(samples, key=lambda sample: len(sample.prompt))[:4]
-            self._reusable = reusable_columns(CachedBatch(self.root, context, shortest, pad))
-        longest = max(len(sample.prompt) + len(sample.target) for sample in samples)
-        batch = CachedBatch(self.root, context, samples, pad, reuse=2 * longest < self._reusable)
+            self._reusable = reusable_columns(self.root, context, groups[0][:4], pad)
+        longest = max(len(sample.prompt) + len(sample.target) for group in groups for sample in group)
+        reuse = 2 * longest < self._reusable
+        batch = CachedBatch.concat([CachedBatch(self.root, context, group, pad, reuse) for group in groups])
         if self.config.routing == "kv_anchor":
-            ids, mask = batch_of([sample.prompt for sample in samples], pad, batch.start.device)
+            prompts = [sample.prompt for group in groups for sample in group]
+            ids, mask = batch_of(prompts, pad, batch.start.device)
             batch.anchors = self._router.anchors_of(self.root, ids.masked_fill(mask == 0, -1), {})
         return batch
 

@@ -22,14 +22,15 @@ class TokenizedEdit:
         start (`int`): Column of the subject's last token, from which on the expert acts.
         spans (`list[tuple[tuple[int, ...], bool, int]]`): What to look for in other prompts: tokens, whether they are
             the whole prompt, and the column within them from which on the expert acts.
-        contexts (`list[tuple[list[int], list[int], int]]`): Prompt, target and start again, in other surroundings.
+        contexts (`list[tuple[list[int], list[int], int, bool]]`): Prompt, target and start again, in other surroundings, and
+            whether they hold the whole prompt rather than the subject alone.
     """
 
     prompt: list[int]
     target: list[int]
     start: int
     spans: list[tuple[tuple[int, ...], bool, int]]
-    contexts: list[tuple[list[int], list[int], int]]
+    contexts: list[tuple[list[int], list[int], int, bool]]
 
 
 def continuation(
@@ -86,7 +87,7 @@ def tokenize_edit(
 
 def in_contexts(
     tokenizer: PreTrainedTokenizerBase, edit: Edit, contexts: Sequence[str]
-) -> list[tuple[list[int], list[int], int]]:
+) -> list[tuple[list[int], list[int], int, bool]]:
     """
     The edit in other surroundings, to train on beside its own prompt.
 
@@ -94,7 +95,8 @@ def in_contexts(
         contexts (`Sequence[str]`): As in [`EditingArguments`].
 
     Returns:
-        For each context that applies: tokens of the text, tokens of the target, and the column where the subject ends.
+        For each context that applies: tokens of the text, tokens of the target, the column where the subject ends, and
+        whether the context holds the whole prompt.
     """
     prompt, target, span = edit.prompt.rstrip(), edit.target_new.strip(), edit.subject_span()
     subject = prompt[slice(*span)] if span else prompt
@@ -116,7 +118,8 @@ def in_contexts(
         lead = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)
         start = text.rindex(subject)
         _, last = columns(tokenizer, text, plain, start, start + len(subject))
-        rows.append((ids, continuation(tokenizer, text, target, separator, special), lead + last))
+        is_whole = context == "chat" or "{prompt}" in context
+        rows.append((ids, continuation(tokenizer, text, target, separator, special), lead + last, is_whole))
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,10 @@ from ..routing.context import Route
 from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch
 from .arguments import EditingArguments
+
+
+# Rows of one forward and backward pass.
+SAMPLES_AT_ONCE = 64
 
 
 class EditingError(RuntimeError):
@@ -30,13 +33,16 @@ class TrainingOutcome:
 
 
 def train_experts(
-    tuner: LEMoEModel, adapter_name: str, batches: Sequence[CachedBatch], arguments: EditingArguments
+    tuner: LEMoEModel, adapter_name: str, batch: CachedBatch, arguments: EditingArguments
 ) -> TrainingOutcome:
     """
-    Train every open expert on its own samples, in any of the batches, until their mean loss is low enough.
+    Train every open expert on its own samples until the loss of each of them is low enough.
 
     The experts share the forward pass and nothing else: each stops by itself and keeps the weights of that moment, so
     that an edit turns out the same alone and beside others.
+
+    The edits' own prompts go first. Once an expert knows them, all of its samples are looked at, and from then on those
+    that are not learned yet are trained, until all are at once: most surroundings come with the first few.
 
     Raises:
         EditingError: If a loss is not finite.
@@ -57,40 +63,45 @@ def train_experts(
         )
     weights = [weight for group in groups for weight in group["params"]]
     # A weight decay would pull on experts that are done.
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, betas=arguments.betas, weight_decay=0.0)
 
-    num = len(modules[0])
+    num, expert = len(modules[0]), batch.expert
     own = [weight for module in modules for weight in module.weights().values()]
     final = [weight.detach().clone() for weight in own]
     losses, steps = [float("nan")] * num, [0] * num
-    device = batches[0].start.device
-    active = torch.ones(num, dtype=torch.bool, device=device)
-    count = torch.bincount(torch.cat([batch.expert for batch in batches]), minlength=num).clamp(min=1)
-    parts = list(batches)
+    active = torch.ones(num, dtype=torch.bool, device=expert.device)
+    pending = batch.own
+    latest = torch.zeros_like(expert, dtype=torch.float32)
+    count = torch.bincount(expert, minlength=num)
     for step in range(arguments.max_steps + 1):
-        per_expert, extra = torch.zeros(num, device=device), 0.0
-        for part in parts:
+        rows = pending.nonzero().flatten()
+        run = torch.bincount(expert[rows], minlength=num)
+        optimizer.zero_grad()
+        # Texts of about one length: a step has little padding, and its memory a bound.
+        for part_rows in rows[batch.num_columns[rows].argsort(stable=True)].split(SAMPLES_AT_ONCE):
+            part = batch.select(part_rows)
             sample_losses, router_loss = step_losses(tuner, adapter_name, part)
-            per_expert = per_expert.index_add(0, part.expert, sample_losses)
-            extra = extra + router_loss
-        per_expert = per_expert / count
-        values = per_expert.detach()
-        if not torch.isfinite(values).all():
-            failed = (~torch.isfinite(values)).nonzero().flatten().tolist()
-            raise EditingError(f"The loss became {values[failed[0]].item()} after {step} steps.", failed)
-        done = active & ((values <= arguments.stop_loss) | (step == arguments.max_steps))
-        for expert in done.nonzero().flatten().tolist():
-            losses[expert], steps[expert] = values[expert].item(), step
+            latest[part_rows] = sample_losses.detach().float()
+            share = len(part_rows) / len(rows)
+            ((sample_losses / run[part.expert]).sum() + share * router_loss).backward()
+        broken = expert[~torch.isfinite(latest)].unique().tolist()
+        if broken:
+            value = latest[~torch.isfinite(latest)][0].item()
+            raise EditingError(f"The loss became {value} after {step} steps.", broken)
+        unlearned = torch.bincount(expert[latest > arguments.stop_loss], minlength=num) > 0
+        done = active & ((~unlearned & (run == count)) | (step == arguments.max_steps))
+        mean = torch.zeros(num, device=latest.device).index_add(0, expert, latest) / count.clamp(min=1)
+        for i in done.nonzero().flatten().tolist():
+            losses[i], steps[i] = mean[i].item(), step
         for kept, weight in zip(final, own, strict=True):
             kept[done] = weight.detach()[done]
         active = active & ~done
         if not active.any():
             break
-        optimizer.zero_grad()
-        (per_expert[active].sum() + extra).backward()
         optimizer.step()
-        parts = [part.select(active[part.expert].nonzero().flatten()) for part in parts] if done.any() else parts
-        parts = [part for part in parts if len(part.expert)]
+        pending = active[expert] & ((latest > arguments.stop_loss) | ~unlearned[expert])
+        if step == arguments.max_steps - 1:
+            pending = active[expert]
     with torch.no_grad():
         for kept, weight in zip(final, own, strict=True):
             weight.copy_(kept)

@@ -83,7 +83,9 @@ class Experts(nn.Module):
         Returns:
             `torch.Tensor` of shape `(b, t, d)`.
         """
-        picked = {name: weight[experts].to(x.dtype) for name, weight in self.weights().items()}
+        # A single expert in training, wide as the paper's are, is not copied for every row.
+        index = 0 if self.trainable and len(self) == 1 else experts
+        picked = {name: weight[index].to(x.dtype) for name, weight in self.weights().items()}
         h = torch.matmul(x[:, None], picked["in_proj"])  # b s t r
         if "gate_proj" in picked:
             h = F.silu(torch.matmul(x[:, None], picked["gate_proj"])) * h

@@ -1,0 +1,124 @@
+"""What an edit costs, in forward passes of the base model over the edit's own tokens (F).
+
+    python benchmarks/speed_edit.py --model FOLDER --data zsre_1000.jsonl
+
+An edit and the F beside it are timed in turn, several times, and the median of the ratios is reported; with it the
+quality that was paid for, of prompts and of rephrasings whose edit is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lemoe_hf
+from lemoe_hf import EditEvaluator, EditingArguments, LEMoEConfig, LifelongEditor, read_edits
+from lemoe_hf.editing.activations import batch_of
+from lemoe_hf.editing.tokens import continuation
+
+
+@torch.no_grad()
+def seconds_of_forward(base, tokenizer, edits, batch_size: int) -> float:
+    """F for all edits together: each batch right-padded, prompt and target, no cache kept."""
+    device, seconds = base.get_input_embeddings().weight.device, 0.0
+    for first in range(0, len(edits), batch_size):
+        texts = [
+            tokenizer(edit.prompt)["input_ids"] + continuation(tokenizer, edit.prompt, edit.target_new)
+            for edit in edits[first : first + batch_size]
+        ]
+        ids, mask = batch_of(texts, tokenizer.pad_token_id, device)
+        began = now(device)
+        base(input_ids=ids, attention_mask=mask, use_cache=False)
+        seconds += now(device) - began
+    return seconds
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def known_edit_generality(editor: LifelongEditor, edits) -> float:
+    """Teacher-forced generality where no other edit can be taken for the right one."""
+    evaluate, scores = EditEvaluator(edits), []
+    ids = {entry["id"] for entry in editor.edits()}
+    for i, edit in enumerate(edits):
+        with editor.without(ids - {i}):
+            scores += evaluate.teacher_forced(
+                editor.model, editor.tokenizer, [edit.rephrase_prompt], [edit.target_new]
+            )
+    return statistics.mean(scores)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of the base model")
+    parser.add_argument("--data", required=True, help="JSON lines with EasyEdit's keys")
+    parser.add_argument("--num-edits", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", default=None, help="by default named after the run, under benchmarks/results")
+    args = parser.parse_args()
+
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    edits = read_edits(args.data)[: args.num_edits]
+    runs = {"without contexts": EditingArguments(contexts=()), "default": EditingArguments()}
+    report = {}
+    for name, arguments in runs.items():
+        ratios, forward = [], []
+        for _ in range(args.pairs):
+            base = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+            seconds_of_forward(base, tokenizer, edits[:8], arguments.batch_size)  # warm up
+            forward.append(seconds_of_forward(base, tokenizer, edits, arguments.batch_size))
+            editor = LifelongEditor(get_peft_model(base, LEMoEConfig()), tokenizer, arguments)
+            result = editor.edit(edits)
+            ratios.append(result.seconds / forward[-1])
+            print(f"{name}: {ratios[-1]:.2f} F, F = {forward[-1] / len(edits):.4f} s", flush=True)
+        prompts, targets = [edit.prompt for edit in edits], [edit.target_new for edit in edits]
+        reliability = EditEvaluator(edits).teacher_forced(editor.model, tokenizer, prompts, targets)
+        report[name] = {
+            "forwards_per_edit": statistics.median(ratios),
+            "forwards_per_edit_of_each_pair": ratios,
+            "seconds_of_forward_per_edit": statistics.median(forward) / len(edits),
+            "steps_per_edit": statistics.mean(record["steps"] for record in result.records),
+            "reliability": statistics.mean(reliability),
+            "generality_right_expert": known_edit_generality(editor, edits),
+            "arguments": vars(arguments),
+        }
+        print(report[name], flush=True)
+
+    device = (
+        torch.cuda.get_device_name() if args.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    )
+    stem = "speed_edit" if args.device == "cpu" else f"speed_edit_{args.device}_{args.dtype}"
+    path = Path(args.output or Path(__file__).parent / "results" / f"{stem}.json")
+    report |= {
+        "command": f"python benchmarks/speed_edit.py --model {Path(args.model).name} --data {Path(args.data).name} "
+        f"--num-edits {len(edits)} --pairs {args.pairs} --dtype {args.dtype} --device {args.device}",
+        "device": device,
+        "versions": {
+            "lemoe_hf": lemoe_hf.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
