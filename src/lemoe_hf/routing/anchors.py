@@ -203,18 +203,23 @@ class Anchors(nn.Module):
         if threshold is not None:
             lowest = torch.where(self.is_prompt[anchor], lowest, threshold)
         found = score >= lowest
-        table = torch.stack([row, first, left, right, anchor], 1)[found].tolist()
-        for (row_, first_, left_, right_, anchor_), score_ in zip(table, score[found].tolist(), strict=True):
+        # One transfer for all that was found: an accelerator is not asked for every number by itself.
+        fields = [row, first, left, right, *(getattr(self, name)[anchor] for name in ("start", "edit", "expert"))]
+        table = torch.stack([*fields, self.is_prompt[anchor]], 1)[found].tolist()
+        scores = torch.stack([score, self.threshold[anchor]], 1)[found].tolist()
+        for (row_, first_, left_, right_, start, edit, expert, is_prompt), (score_, own) in zip(
+            table, scores, strict=True
+        ):
             matches[row_].append(
                 Match(
                     first=first_ + left_,
                     last=first_ + right_,
-                    start=first_ + min(int(self.start[anchor_]), right_),
+                    start=first_ + min(start, right_),
                     score=score_,
-                    edit=int(self.edit[anchor_]),
-                    expert=int(self.expert[anchor_]),
-                    is_prompt=bool(self.is_prompt[anchor_]),
-                    threshold=float(self.threshold[anchor_]),
+                    edit=edit,
+                    expert=expert,
+                    is_prompt=bool(is_prompt),
+                    threshold=own,
                 )
             )
         return matches

@@ -1,0 +1,71 @@
+"""Draw the pictures of the README from the committed results.
+
+python benchmarks/plots.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parent.parent / "docs"
+
+matplotlib.rcParams.update(
+    {"svg.hashsalt": "lemoe_hf", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+)
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def flat_in_the_number_of_edits() -> plt.Figure:
+    """An edit, a search and a decoded token, against the number of edits."""
+    figure, (edit, search, decode) = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained")
+    steps = read("scale")["steps"]
+    edit.plot([row["edits"] for row in steps], [row["cpu_seconds_per_edit"] for row in steps], lw=1)
+    edit.set(title="an edit", xlabel="edits made", ylabel="CPU seconds", ylim=(0, None))
+    routing = read("routing")["rows"]
+    search.plot([row["anchors"] for row in routing], [row["search_ms"] for row in routing], "o-", ms=3, lw=1)
+    search.set(title="routing a prompt", xlabel="anchors", ylabel="milliseconds", xscale="log", ylim=(0, None))
+    serve = read("speed_serve")["rows"]
+    for batch, style in ((1, "o-"), (8, "s--")):
+        rows = [row for row in serve if row["batch"] == batch]
+        decode.plot(
+            [row["edits"] for row in rows],
+            [row["decode_ratio"] for row in rows],
+            style,
+            ms=3,
+            lw=1,
+            label=f"batch {batch}",
+        )
+    decode.axhline(1.0, color="0.7", lw=0.8, zorder=0)
+    decode.set(title="a decoded token", xlabel="edits", ylabel="times the base model's", xscale="log", ylim=(0.9, 1.1))
+    decode.legend(frameon=False)
+    return figure
+
+
+def quality_against_bytes() -> plt.Figure:
+    figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+    for row in read("size")["rows"]:
+        axes.plot(row["kb_per_edit"], row["generality_right_expert"], "o", ms=4)
+        axes.annotate(
+            row["expert"],
+            (row["kb_per_edit"], row["generality_right_expert"]),
+            fontsize=6,
+            xytext=(4, -3),
+            textcoords="offset points",
+        )
+    axes.set(xlabel="KB an expert", ylabel="generality, right expert given", xscale="log")
+    return figure
+
+
+if __name__ == "__main__":
+    for name, draw in {"flat": flat_in_the_number_of_edits, "size": quality_against_bytes}.items():
+        draw().savefig(DOCS / f"{name}.svg", metadata={"Date": None})
+        print(DOCS / f"{name}.svg")
