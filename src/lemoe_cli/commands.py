@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from lemoe_hf import EditEvaluator, EditingError, LEMoEConfig, LifelongEditor, read_edits
+from lemoe_hf.editing.parallel import processes
 
 
 out, err = Console(), Console(stderr=True)
@@ -82,6 +83,8 @@ def open_editor(name: str, adapter: Path) -> LifelongEditor:
     elif adapter.exists() and any(adapter.iterdir()):
         raise ValueError(f"{adapter} is not empty and holds no adapter. Pass another folder to --adapter.")
     base = AutoModelForCausalLM.from_pretrained(name)
+    if processes().num_processes > 1:
+        base.to(processes().device)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not exists:
@@ -98,23 +101,29 @@ def open_editor(name: str, adapter: Path) -> LifelongEditor:
 
 def edit(model: str, edits: Path, adapter: Path, step: int, as_json: bool) -> None:
     with reported():
+        here = processes()
         wanted = read_edits(edits)
         editor = open_editor(model, adapter)
+        editor.arguments.share_out = True
+        here.wait_for_everyone()  # what they have read is about to be written
         # Of several edits of one prompt the last one counts, so that a run that was cut off can be repeated.
         current = {entry["edit"]["prompt"].strip(): entry["edit"]["target_new"].strip() for entry in editor.edits()}
         new = [item for item in wanted if current.get(item.prompt.strip()) != item.target_new.strip()]
         rows: list[dict] = []
         columns = (TextColumn("editing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        with Progress(*columns, console=err, disable=not (here.is_main_process and err.is_terminal)) as progress:
             task = progress.add_task("", total=len(new))
             for first in range(0, len(new), step):
                 result = editor.edit(new[first : first + step])
-                editor.save_pretrained(adapter)
-                rows += result.rows()
-                progress.advance(task, len(result))
+                if here.is_main_process:
+                    editor.save_pretrained(adapter)
+                    rows += result.rows()
+                    progress.advance(task, len(result))
+                here.wait_for_everyone()
         known = len(wanted) - len(new)
         title = f"{len(new)} edits made" + (f", {known} were there already" if known else "") + f"; saved to {adapter}"
-        show(rows, title, as_json)
+        if here.is_main_process:
+            show(rows, title, as_json)
 
 
 def generate(prompts: list[str], adapter: Path, model: str | None, max_new_tokens: int, as_json: bool) -> None:
@@ -137,7 +146,9 @@ def evaluate(adapter: Path, model: str | None, edits: Path | None, as_json: bool
             raise ValueError(f"There is no {path}. Pass the edits to measure with --edits.")
         wanted = read_edits(path)
         editor = load_editor(adapter, model)
-        measures = EditEvaluator(wanted)(editor.model, editor.tokenizer)
+        measures = EditEvaluator(wanted, share_out=True)(editor.model, editor.tokenizer)
+        if not processes().is_main_process:
+            return
         if as_json:
             print(json.dumps(measures, indent=2))
         else:

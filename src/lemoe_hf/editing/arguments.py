@@ -35,6 +35,9 @@ class EditingArguments:
             Surroundings in which an edit is learned beside its bare prompt: texts with `{prompt}` or `{subject}` in
             them, and `"chat"` for the tokenizer's chat template. They cost their share of time, and without them an
             edit holds for questions of its own form only.
+        share_out (`bool`, *optional*, defaults to `False`):
+            Share the edits of a call out among the processes of `accelerate launch`, all of which must make the call.
+            Only experts of one edit each, with `routing="nearest_anchor"`, can be; any others every process trains itself.
     """
 
     learning_rate: float = 0.15
@@ -46,6 +49,7 @@ class EditingArguments:
     end_of_sequence: bool = True
     seed: int = 0
     contexts: tuple[str, ...] = CONTEXTS
+    share_out: bool = False
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_steps", "batch_size"):

@@ -22,10 +22,11 @@ from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch, Sample, batch_of, reusable_columns
 from .arguments import EditingArguments
+from .parallel import processes, train_by_all_processes
 from .result import EditResult, Explanation
 from .save import save_adapter
 from .tokens import Calibration, TokenizedEdit, tokenize_edit
-from .training import EditingError, train_experts
+from .training import EditingError, TrainingOutcome, train_experts
 
 
 # Rows of one pass through the frozen part.
@@ -212,16 +213,14 @@ class LifelongEditor:
         alone = self.config.edits_per_expert == 1
         replayed = [] if alone else self._replay(step)
         before = [(deepcopy(layer.lemoe_open[name]), deepcopy(dict(layer.lemoe_router))) for layer in layers]
-        if alone or not self._in_open_expert():
-            for layer in layers:
-                layer.open_experts(name, len(step.edits) if alone else 1, self.arguments.seed)
-        if alone and name in layers[0].lemoe_router:
-            layers[0].open_keys(name, len(step.edits))
-        samples = [self._samples(item, expert if alone else 0) for expert, item in enumerate([*tokenized, *replayed])]
         try:
             anchors, entries = self._to_store(step, tokenized)
-            batch = self._batch(samples)
-            outcome = train_experts(self.tuner, name, batch, self.arguments)
+            if self._shares_out:
+                outcome = train_by_all_processes(
+                    layers, name, len(tokenized), lambda mine: self._train([tokenized[i] for i in mine])[0]
+                )
+            else:
+                outcome, batch = self._train([*tokenized, *replayed])
         except BaseException as error:
             for layer, (experts, routers) in zip(layers, before, strict=True):
                 layer.lemoe_open[name] = experts
@@ -242,6 +241,23 @@ class LifelongEditor:
             entry | {"loss": outcome.losses[i if alone else 0], "steps": outcome.steps[i if alone else 0]}
             for i, entry in enumerate(entries)
         ]
+
+    @property
+    def _shares_out(self) -> bool:
+        independent = self.config.edits_per_expert == 1 and self.config.routing == "nearest_anchor"
+        return self.arguments.share_out and independent and processes().num_processes > 1
+
+    def _train(self, tokenized: list[TokenizedEdit]) -> tuple[TrainingOutcome, CachedBatch]:
+        """Open an expert for each edit, or one for all where it holds several, and train."""
+        name, layers = self.adapter_name, self.tuner.lemoe_layers(self.adapter_name)
+        alone = self.config.edits_per_expert == 1
+        if alone or not self._in_open_expert():
+            for layer in layers:
+                layer.open_experts(name, len(tokenized) if alone else 1, self.arguments.seed)
+        if alone and name in layers[0].lemoe_router:
+            layers[0].open_keys(name, len(tokenized))
+        batch = self._batch([self._samples(item, i if alone else 0) for i, item in enumerate(tokenized)])
+        return train_experts(self.tuner, name, batch, self.arguments), batch
 
     def _replay(self, step: Step) -> list[TokenizedEdit]:
         """What the open expert holds already, less what has been superseded since."""

@@ -23,6 +23,9 @@ class EditingError(RuntimeError):
         super().__init__(message)
         self.experts = experts
 
+    def __reduce__(self):  # it goes from one process to the others
+        return type(self), (str(self), self.experts)
+
 
 @dataclass
 class TrainingOutcome:

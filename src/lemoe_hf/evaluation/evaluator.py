@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..data.edit import Edit
+from ..editing.parallel import by_all_processes
 from ..editing.tokens import continuation
 from ..generation import answers, evaluating
 from .metrics import equals, kl_divergence, mean, starts_with, token_accuracy
+
+
+MEASURES = (
+    "reliability",
+    "free_reliability",
+    "free_reliability_strict",
+    "generality",
+    "free_generality",
+    "free_generality_strict",
+    "locality",
+    "locality_exact",
+    "locality_kl",
+)
 
 
 class EditEvaluator:
@@ -31,32 +45,44 @@ class EditEvaluator:
     Args:
         edits (`Sequence` of [`Edit`]): What to measure. A measure covers the edits that have what it needs.
         batch_size (`int`, *optional*, defaults to 16): Prompts at once.
+        share_out (`bool`, *optional*, defaults to `False`):
+            Share the edits out among the processes of `accelerate launch`, all of which must make the call; each of them
+            returns the measures of all edits.
     """
 
-    def __init__(self, edits: Sequence[Edit], batch_size: int = 16):
-        self.edits, self.batch_size = list(edits), batch_size
+    def __init__(self, edits: Sequence[Edit], batch_size: int = 16, share_out: bool = False):
+        self.edits, self.batch_size, self.share_out = list(edits), batch_size, share_out
 
     def __call__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        with evaluating(model):
-            return self._measure(model, tokenizer)
+        def score(edits: Sequence[Edit]) -> list[dict[str, float]]:
+            return self.scores(model, tokenizer, edits)
 
-    def _measure(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        measures: dict[str, float] = {"num_edits": len(self.edits)}
-        rephrased = [edit for edit in self.edits if edit.rephrase_prompt]
-        for name, edits, prompts in (
-            ("reliability", self.edits, [edit.prompt for edit in self.edits]),
-            ("generality", rephrased, [edit.rephrase_prompt for edit in rephrased]),
-        ):
-            if not edits:
-                continue
-            targets = [edit.target_new for edit in edits]
-            measures[name] = mean(self.teacher_forced(model, tokenizer, prompts, targets))
-            texts = self.free(model, tokenizer, prompts, targets)
-            pairs = list(zip(texts, targets, strict=True))
-            measures[f"free_{name}"] = mean([starts_with(*pair) for pair in pairs])
-            measures[f"free_{name}_strict"] = mean([equals(*pair) for pair in pairs])
-        measures.update(self.locality(model, tokenizer))
+        with evaluating(model):
+            scores = by_all_processes(self.edits, score) if self.share_out else score(self.edits)
+        measures: dict[str, float] = {"num_edits": len(scores)}
+        for name in MEASURES:
+            values = [of_edit[name] for of_edit in scores if name in of_edit]
+            if values:
+                measures[name] = mean(values)
         return measures
+
+    def scores(self, model, tokenizer, edits: Sequence[Edit]) -> list[dict[str, float]]:
+        """Of every edit, the measures that it has what is needed for."""
+        scores: list[dict[str, float]] = [{} for _ in edits]
+        for name, key in (("reliability", "prompt"), ("generality", "rephrase_prompt")):
+            measured = [i for i, edit in enumerate(edits) if getattr(edit, key)]
+            prompts, targets = [getattr(edits[i], key) for i in measured], [edits[i].target_new for i in measured]
+            shares = self.teacher_forced(model, tokenizer, prompts, targets)
+            texts = self.free(model, tokenizer, prompts, targets)
+            for i, share, text, target in zip(measured, shares, texts, targets, strict=True):
+                scores[i][name] = share
+                scores[i][f"free_{name}"] = starts_with(text, target)
+                scores[i][f"free_{name}_strict"] = equals(text, target)
+        measured = [i for i, edit in enumerate(edits) if edit.locality_prompt]
+        local = self.locality(model, tokenizer, [edits[i] for i in measured])
+        for i, score in zip(measured, local, strict=True):
+            scores[i].update(score)
+        return scores
 
     def batches(self, tokenizer, prompts, targets):
         """Right-padded texts, of shape `(b, t)`, with the column and the tokens of each target."""
@@ -103,21 +129,19 @@ class EditEvaluator:
         ]
         return answers(model, tokenizer, [prompt.rstrip() for prompt in prompts], bounds, self.batch_size)
 
-    def locality(self, model, tokenizer) -> dict[str, float]:
-        edits = [edit for edit in self.edits if edit.locality_prompt]
-        if not edits:
-            return {}
+    def locality(self, model, tokenizer, edits: Sequence[Edit]) -> Iterator[dict[str, float]]:
         prompts = [edit.locality_prompt for edit in edits]
         targets = [edit.locality_ground_truth or "the" for edit in edits]
-        same, exact, divergence = [], [], []
         edited = self.logits(model, tokenizer, prompts, targets)
         # Batch by batch, so that no more than two batches of logits are held.
         base = self.base_logits(model, tokenizer, prompts, targets)
         for (after, column, _), before in zip(edited, base, strict=True):
-            same.append(token_accuracy(after[column:].argmax(-1).tolist(), before[column:].argmax(-1).tolist()))
-            exact.append(torch.equal(after, before))
-            divergence.append(kl_divergence(before[column:], after[column:]))
-        return {"locality": mean(same), "locality_exact": mean(exact), "locality_kl": mean(divergence)}
+            predicted, expected = (logits[column:].argmax(-1).tolist() for logits in (after, before))
+            yield {
+                "locality": token_accuracy(predicted, expected),
+                "locality_exact": torch.equal(after, before),
+                "locality_kl": kl_divergence(before[column:], after[column:]),
+            }
 
     def base_logits(self, model, tokenizer, prompts, targets):
         for first in range(0, len(prompts), self.batch_size):
