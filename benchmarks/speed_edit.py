@@ -1,9 +1,10 @@
 """What an edit costs, in forward passes of the base model over the edit's own tokens (F).
 
     python benchmarks/speed_edit.py --model FOLDER --data zsre_1000.jsonl
+    python benchmarks/speed_edit.py --model FOLDER --data zsre_1000.jsonl --num-edits 40 --ablate
 
 An edit and the F beside it are timed in turn, several times, and the median of the ratios is reported; with it the
-quality that was paid for, of prompts and of rephrasings whose edit is known.
+quality that was paid for, of prompts and of rephrasings whose edit is known. `--ablate` takes one lever away at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import platform
 import statistics
 import time
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import peft
@@ -23,6 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lemoe_hf
 from lemoe_hf import EditEvaluator, EditingArguments, LEMoEConfig, LifelongEditor, read_edits
+from lemoe_hf.editing import activations
+from lemoe_hf.editing import editor as editor_module
 from lemoe_hf.editing.activations import batch_of
 from lemoe_hf.editing.tokens import continuation
 
@@ -61,6 +65,53 @@ def known_edit_generality(editor: LifelongEditor, edits) -> float:
     return statistics.mean(scores)
 
 
+@contextmanager
+def replaced(owner, name: str, value):
+    own = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)
+
+
+def every_prompt_is_own(prompt, target, start, expert, own=True) -> activations.Sample:
+    return activations.Sample(prompt, target, start, expert)
+
+
+# What is taken away, the arguments, and what is replaced in the package meanwhile.
+ABLATIONS = [
+    ("nothing", {}, []),
+    ("short averages: betas of 0.9 and 0.999", {"betas": (0.9, 0.999)}, []),
+    ("own prompts first", {}, [(editor_module, "Sample", every_prompt_is_own)]),
+    ("the template's tokens run once", {}, [(activations, "SHARED_PREFIX", 10**9)]),
+    ("logits left out of the frozen pass", {}, [(activations, "first_column_only", nullcontext)]),
+    ("reuse of what is frozen", {}, [(editor_module, "reusable_columns", lambda *args: 0)]),
+    ("contexts", {"contexts": ()}, []),
+    ("each edit's own stop: 30 steps for all", {"stop_loss": 0.0}, []),
+]
+
+
+def ablate(args, tokenizer, edits) -> dict:
+    report = {}
+    for name, settings, replacements in ABLATIONS:
+        base = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+        arguments = EditingArguments(**settings)
+        forward = min(seconds_of_forward(base, tokenizer, edits, arguments.batch_size) for _ in range(3))
+        editor = LifelongEditor(get_peft_model(base, LEMoEConfig()), tokenizer, arguments)
+        with ExitStack() as stack:
+            for replacement in replacements:
+                stack.enter_context(replaced(*replacement))
+            result = editor.edit(edits)
+        report[name] = {
+            "forwards_per_edit": result.seconds / forward,
+            "steps_per_edit": statistics.mean(record["steps"] for record in result.records),
+            "generality_right_expert": known_edit_generality(editor, edits),
+        }
+        print(name, report[name], flush=True)
+    return {"without": report}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the base model")
@@ -69,11 +120,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ablate", action="store_true", help="take one lever away at a time, once each")
     parser.add_argument("--output", default=None, help="by default named after the run, under benchmarks/results")
     args = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     edits = read_edits(args.data)[: args.num_edits]
+    if args.ablate:
+        write(args, ablate(args, tokenizer, edits), "speed_edit_ablation")
+        return
     runs = {"without contexts": EditingArguments(contexts=()), "default": EditingArguments()}
     report = {}
     for name, arguments in runs.items():
@@ -99,14 +154,18 @@ def main() -> None:
         }
         print(report[name], flush=True)
 
-    device = (
-        torch.cuda.get_device_name() if args.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
-    )
-    stem = "speed_edit" if args.device == "cpu" else f"speed_edit_{args.device}_{args.dtype}"
+    write(args, report, "speed_edit")
+
+
+def write(args, report: dict, stem: str) -> None:
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    stem += "" if args.device == "cpu" else f"_{args.device}_{args.dtype}"
     path = Path(args.output or Path(__file__).parent / "results" / f"{stem}.json")
     report |= {
         "command": f"python benchmarks/speed_edit.py --model {Path(args.model).name} --data {Path(args.data).name} "
-        f"--num-edits {len(edits)} --pairs {args.pairs} --dtype {args.dtype} --device {args.device}",
+        f"--num-edits {args.num_edits} --pairs {args.pairs} --dtype {args.dtype} --device {args.device}"
+        + " --ablate"
+        * args.ablate,
         "device": device,
         "versions": {
             "lemoe_hf": lemoe_hf.__version__,
