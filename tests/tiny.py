@@ -78,8 +78,13 @@ def tiny(family: str = "llama") -> PreTrainedModel:
 
 
 def edited(family: str = "llama", **config) -> PeftModel:
-    """A tiny model with an empty LEMoE adapter, whose experts are stored exactly as they are trained."""
-    return get_peft_model(tiny(family), LEMoEConfig(**({"expert_dtype": "float32"} | config))).eval()
+    """
+    A tiny model with an empty LEMoE adapter, whose experts are stored exactly as they are trained.
+
+    A random model knows nothing about what a prompt asks for: an edit answers whatever names its subject.
+    """
+    plain = {"expert_dtype": "float32", "relation_gate": False}
+    return get_peft_model(tiny(family), LEMoEConfig(**(plain | config))).eval()
 
 
 def put_edits(

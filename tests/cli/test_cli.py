@@ -83,8 +83,9 @@ def test_the_adapter_grows_and_a_repeated_run_changes_nothing(base: Path, adapte
 
 
 def test_inspect_explains_a_prompt(adapter: Path):
+    prompts = [EDITS[0]["prompt"], "Is it late?"]
     explained = json.loads(
-        run("inspect", "--adapter", adapter, "--prompt", "Is Anna Berg here?", "--prompt", "Is it late?", "--json")
+        run("inspect", "--adapter", adapter, "--prompt", prompts[0], "--prompt", prompts[1], "--json")
     )
     assert explained[0]["entry"]["id"] == 0
     assert explained[1]["entry"] is None

@@ -375,8 +375,9 @@ def test_explain_names_the_expert_that_the_router_chose(tokenizer):
         lambda *args: chosen.append(int(layer.context.routes["default"].experts[0, 0]))
     )
     logits_of(editor, [fact.prompt for fact in FACTS])
-    assert [editor.explain(fact.prompt).expert for fact in FACTS] == chosen
-    assert chosen != [entry["expert"] for entry in editor.edits()], "choose facts on which the router errs"
+    expected = list(chosen)
+    assert [editor.explain(fact.prompt).expert for fact in FACTS] == expected
+    assert expected != [entry["expert"] for entry in editor.edits()], "choose facts on which the router errs"
 
 
 def test_without_is_as_if_the_edits_had_not_been_made(tokenizer):

@@ -1,7 +1,12 @@
-"""Prompts that no edit is about, written for this package: anchors and scales are calibrated against them."""
+"""Prompts that were written for this package, to calibrate on.
+
+`reference_prompts.txt` holds everyday prompts that no edit is about. `relations.jsonl` holds relations, each asked for in
+a dozen ways, and `subjects.jsonl` invented names of every kind of subject that they are asked of.
+"""
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from importlib.resources import files
 
@@ -9,5 +14,21 @@ from importlib.resources import files
 @cache
 def reference_prompts() -> tuple[str, ...]:
     """About two hundred everyday prompts, one a line of `reference_prompts.txt`."""
-    text = files("lemoe_hf.data").joinpath("reference_prompts.txt").read_text(encoding="utf-8")
-    return tuple(line for line in text.splitlines() if line.strip())
+    return tuple(line for line in _lines("reference_prompts.txt") if line.strip())
+
+
+@cache
+def reference_relations() -> tuple[tuple[int, int, str], ...]:
+    """About six thousand prompts: index of the relation that each asks for, index of its subject's kind, and the text."""
+    names = {entry["kind"]: entry["names"] for entry in map(json.loads, _lines("subjects.jsonl"))}
+    kinds, prompts = sorted(names), []
+    for relation, entry in enumerate(map(json.loads, _lines("relations.jsonl"))):
+        of_kind = names[entry["kind"]]
+        for i, prompt in enumerate(entry["prompts"]):
+            subject = of_kind[(7 * relation + i) % len(of_kind)]
+            prompts.append((relation, kinds.index(entry["kind"]), prompt.replace("{}", subject)))
+    return tuple(prompts)
+
+
+def _lines(name: str) -> list[str]:
+    return files("lemoe_hf.data").joinpath(name).read_text(encoding="utf-8").splitlines()

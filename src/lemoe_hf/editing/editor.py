@@ -17,12 +17,14 @@ from transformers import PreTrainedTokenizerBase
 from ..data.edit import Edit
 from ..data.reference import reference_prompts
 from ..generation import answers, evaluating
-from ..routing.anchors import Anchor
+from ..routing.anchors import Anchor, Match
+from ..routing.relations import Relations
 from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch, Sample, batch_of, reusable_columns
 from .arguments import EditingArguments
 from .parallel import processes, train_by_all_processes
+from .relations import fit_relations, prompt_features
 from .result import EditResult, Explanation
 from .save import save_adapter
 from .tokens import Calibration, TokenizedEdit, tokenize_edit
@@ -171,9 +173,17 @@ class LifelongEditor:
             self._calibration = Calibration(self.tokenizer)
         if self.config.normalize and self.config.output_scale is None:
             self.config.output_scale = self._output_scale()
+        if self._relations is not None and not self._relations.is_fitted:
+            fit_relations(self._relations, self.root, self.tuner.context, self.adapter_name, self.tokenizer)
         # A training loop may have left edits there, and more of them than an expert is to take.
         if len(self._in_open_expert()) >= self.config.edits_per_expert:
             self.tuner.commit(adapter_name=self.adapter_name)
+
+    @property
+    def _relations(self) -> Relations | None:
+        """What tells edits of one subject apart; `None` where the config does not ask for it, or the model cannot."""
+        has_any = self.adapter_name in self._lead.lemoe_relations and self.tuner.context.taps[self.adapter_name]
+        return self._lead.lemoe_relations[self.adapter_name] if has_any else None
 
     @torch.no_grad()
     def _output_scale(self) -> float:
@@ -215,6 +225,7 @@ class LifelongEditor:
         before = [(deepcopy(layer.lemoe_open[name]), deepcopy(dict(layer.lemoe_router))) for layer in layers]
         try:
             anchors, entries = self._to_store(step, tokenized)
+            keys = self._keys(anchors, entries, tokenized)
             if self._shares_out:
                 outcome = train_by_all_processes(
                     layers, name, len(tokenized), lambda mine: self._train([tokenized[i] for i in mine])[0]
@@ -237,6 +248,8 @@ class LifelongEditor:
             self.tuner.commit(anchors, entries, name)
         else:
             self.tuner.store(anchors, entries, name)
+        if keys is not None:
+            layers[0].remember(name, *keys)
         return [
             entry | {"loss": outcome.losses[i if alone else 0], "steps": outcome.steps[i if alone else 0]}
             for i, entry in enumerate(entries)
@@ -273,8 +286,9 @@ class LifelongEditor:
         anywhere = self.config.routing == "kv_anchor"
         own = Sample(item.prompt, item.target + end, 0 if anywhere else item.start, expert)
         others = [
-            Sample(prompt, target + end if is_whole else target, 0 if anywhere else start, expert, own=False)
-            for prompt, target, start, is_whole in item.contexts
+            # Elsewhere an expert acts from where its edit was asked for, which is the end of a prompt.
+            Sample(prompt, target + end if is_whole else target, 0 if anywhere else len(prompt) - 1, expert, own=False)
+            for prompt, target, _, is_whole in item.contexts
         ]
         return [own, *others]
 
@@ -312,6 +326,21 @@ class LifelongEditor:
             anchors += self._calibration.anchors(item, first_id + i, expert)
         return anchors, entries
 
+    def _keys(
+        self, anchors: list[Anchor], entries: list[dict], tokenized: list[TokenizedEdit]
+    ) -> tuple[list[int], torch.Tensor, torch.Tensor] | None:
+        """Of the edits that are found by a subject: their ids, what they are about, and whether they are questions."""
+        relations = self._relations
+        by_subject = {anchor.edit for anchor in anchors if not anchor.is_prompt}
+        prompts = [item.prompt for entry, item in zip(entries, tokenized, strict=True) if entry["id"] in by_subject]
+        if relations is None or not prompts:
+            return None
+        features = prompt_features(
+            self.root, self.tuner.context, self.adapter_name, prompts, self.tokenizer.pad_token_id
+        )
+        last = torch.tensor([prompt[-1] for prompt in prompts], device=relations.marks.device)
+        return sorted(by_subject), relations.embed(features), torch.isin(last, relations.marks)
+
     # ------------------------------------------------------------------------------------------------ looking and undo
 
     def edits(self) -> list[dict]:
@@ -342,26 +371,51 @@ class LifelongEditor:
         anchors = self._lead.lemoe_anchors[self.adapter_name]
         ids = self.tokenizer(prompt)["input_ids"]
         found = anchors.route(torch.tensor([ids]), self.config.threshold)[0]
-        match = found[-1] if found else None
-        expert = match.expert if match else None
-        if self.config.routing == "kv_anchor":
-            expert = self._expert_of_router(ids)
         threshold = self.config.threshold
-        if match is None:
+        if not found:
+            expert = self._routed(ids) if self.config.routing == "kv_anchor" else None
             near = max(anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
             if near is None:
                 return Explanation(prompt, None, expert, 0.0, None, "")
             return Explanation(prompt, None, expert, near.score, threshold or near.threshold, "")
+        expert = self._routed(ids)
+        matches = [each for match in reversed(found) for each in (match, *match.rivals)]
+        asked = self._asked(ids, matches)
+        match = next((match for match in matches if match.expert == expert), None)
+        if match is None:  # of those that are not asked for, the one that comes nearest
+            match = max(matches, key=lambda match: asked.get(match.edit, (0.0, 0.0))[0])
         entry = next(entry for entry in self.edits() if entry["id"] == match.edit)
         text = self.tokenizer.decode(ids[max(match.first, 0) : match.last + 1])
         entry = entry if entry["expert"] == expert else None
-        return Explanation(prompt, entry, expert, match.score, threshold or match.threshold, text)
+        relation = (None, None) if match.is_prompt else asked.get(match.edit, (None, None))
+        return Explanation(prompt, entry, expert, match.score, threshold or match.threshold, text, *relation)
+
+    def _asked(self, ids: list[int], matches: list[Match]) -> dict[int, tuple[float, float]]:
+        """How surely a prompt asks for what edits are about, with the threshold of each."""
+        relations = self._relations
+        if relations is None or not len(relations):
+            return {}
+        row = relations.rows_of(torch.tensor([match.edit for match in matches], device=relations.edit.device))
+        features = prompt_features(
+            self.root, self.tuner.context, self.adapter_name, [ids], self.tokenizer.pad_token_id
+        )
+        score = relations.score(relations.keys[row].float(), relations.embed(features))[:, 0].tolist()
+        own = self.config.relation_threshold
+        threshold = relations.threshold[row].tolist() if own is None else [own] * len(row)
+        known = zip(matches, row.tolist(), score, threshold, strict=True)
+        return {match.edit: (asked, lowest) for match, index, asked, lowest in known if index >= 0}
 
     @torch.no_grad()
-    def _expert_of_router(self, ids: list[int]) -> int | None:
-        batch = torch.tensor([ids], device=self.root.get_input_embeddings().weight.device)
-        route = self._lead.route(self.adapter_name, self.root, batch, {})
-        return None if route is None or not route.gates.any() else int(route.experts[0, 0])
+    def _routed(self, ids: list[int]) -> int | None:
+        """The expert that answers a prompt."""
+        context, batch = self.tuner.context, torch.tensor([ids], device=self.root.get_input_embeddings().weight.device)
+        with evaluating(self.root), context.generation(self.root, (batch,), {}):
+            self.root(input_ids=batch, use_cache=False)
+            route = context.pinned_routes[self.adapter_name]
+        if route is None:
+            return None
+        acts = route.final.gates[0] > 0
+        return int(route.final.experts[0, acts][-1]) if acts.any() else None
 
     @contextmanager
     def without(self, edit_ids: set[int]):

@@ -112,6 +112,10 @@ class Explanation:
         score (`float`): Share of the best anchor's tokens found in a row.
         threshold (`float`, *optional*): Share at which that anchor is found; `None` where no anchor comes near.
         matched (`str`): The part of the prompt that was recognised.
+        relation_score (`float`, *optional*):
+            How surely the prompt asks for what the edit is about, in standard deviations; `None` where that was not
+            looked at, since the prompt is the edit's own or the config does not ask for it.
+        relation_threshold (`float`, *optional*): Score from which on it does.
     """
 
     prompt: str
@@ -120,12 +124,19 @@ class Explanation:
     score: float
     threshold: float | None
     matched: str
+    relation_score: float | None = None
+    relation_threshold: float | None = None
 
     @property
     def deferred(self) -> bool:
         return self.expert is None
 
     def __str__(self) -> str:
+        asks = ""
+        if self.relation_score is not None:
+            asks = f"asks for what it is about by {self.relation_score:.1f}, threshold {self.relation_threshold:.1f}"
+        if self.deferred and self.matched:
+            return f"{self.prompt!r}: the base model answers ({self.matched!r} was edited, but the prompt {asks})."
         if self.deferred:
             near = (
                 "nothing like it was edited"
@@ -138,5 +149,6 @@ class Explanation:
         edit = self.entry["edit"]
         return (
             f"{self.prompt!r}: edit {self.entry['id']} answers ({edit['prompt']!r} -> {edit['target_new']!r}), expert "
-            f"{self.expert}, for {self.matched!r}: score {self.score:.2f}, threshold {self.threshold:.2f}."
+            f"{self.expert}, for {self.matched!r}: score {self.score:.2f}, threshold {self.threshold:.2f}"
+            + (f"; {asks}." if asks else ".")
         )

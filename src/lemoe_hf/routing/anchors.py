@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,11 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Match:
-    """An anchor found in a prompt, in columns `first` to `last` with the share `score` of its tokens."""
+    """
+    An anchor found in a prompt, in columns `first` to `last` with the share `score` of its tokens.
+
+    Where it is a subject, `rivals` are matches of other edits of that subject.
+    """
 
     first: int
     last: int
@@ -48,6 +52,7 @@ class Match:
     expert: int
     is_prompt: bool
     threshold: float
+    rivals: tuple[Match, ...] = ()
 
 
 class Anchors(nn.Module):
@@ -261,7 +266,10 @@ class Anchors(nn.Module):
             chosen: list[Match] = []
             for (first, last), rivals in sorted(spans.items(), key=lambda item: item[0][0] - item[0][1]):
                 if not any(other.first <= first and last <= other.last for other in chosen):
-                    chosen.append(rivals[0] if len(rivals) == 1 else max(rivals, key=lambda m: self._rank(m, tokens)))
+                    if len(rivals) > 1:
+                        rivals.sort(key=lambda match: self._rank(match, tokens), reverse=True)
+                    best, others = rivals[0], [match for match in rivals[1:] if match.edit != rivals[0].edit]
+                    chosen.append(best if best.is_prompt else replace(best, rivals=tuple(others)))
             routes.append(sorted(chosen, key=lambda match: (match.start, match.last)))
         return routes
 

@@ -5,10 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
+
+from .relations import Relations, features_of
+
+
+@dataclass
+class Candidates:
+    """
+    Edits of the subjects that prompts name: an edit acts only where the prompt asks for what the edit is about.
+
+    Axes: `b` batch, `s` slots of the route, `c` edits of one subject, `t` columns of the prompt, `k` as in [`Relations`].
+
+    Args:
+        relations ([`Relations`]): What tells.
+        experts (`torch.Tensor` of shape `(b, s, c)`): The edits' experts.
+        keys (`torch.Tensor` of shape `(b, s, c, k)`): What the edits are about.
+        threshold (`torch.Tensor` of shape `(b, s, c)`): Lowest score of each; infinite where there is no edit.
+        named_at (`torch.Tensor` of shape `(b, s)`): Column at which the subject ends.
+        asked (`torch.Tensor` of shape `(b, s, t)`): Columns at which a question about the subject may end.
+    """
+
+    relations: Relations
+    experts: torch.Tensor
+    keys: torch.Tensor
+    threshold: torch.Tensor
+    named_at: torch.Tensor
+    asked: torch.Tensor
+    hidden: list[torch.Tensor] = field(default_factory=list)
+
+    def repeat(self, times: int) -> Candidates:
+        fields = ("experts", "keys", "threshold", "named_at", "asked")
+        repeated = {name: getattr(self, name).repeat_interleave(times, 0) for name in fields}
+        return replace(self, hidden=[], **repeated)
 
 
 @dataclass
@@ -22,11 +54,14 @@ class Route:
     Args:
         experts (`torch.Tensor` of shape `(b, s)`): Index in the bank of committed experts, then in the open ones.
         gates (`torch.Tensor` of shape `(b, s)`): Weight of each expert, 0 where the row is deferred to the base model.
-        start (`torch.Tensor` of shape `(b, s)`): First column on which the expert acts, counting padding and the cache.
+        start (`torch.Tensor` of shape `(b, s)`):
+            First column on which the expert acts, counting padding and the cache; `ENDLESS` until the prompt asks for one
+            of the `candidates`.
         end (`torch.Tensor` of shape `(b, s)`): First column on which it does not act any more.
         num_committed (`int`): Experts from this index on are open ones.
         uses_open (`bool`): Whether any slot holds an open expert.
         last_start (`int`): Largest `start`: beyond it nothing but the final slots acts.
+        candidates ([`Candidates`], *optional*): Edits that act where they are asked for.
     """
 
     experts: torch.Tensor
@@ -36,6 +71,7 @@ class Route:
     num_committed: int = 0
     uses_open: bool = False
     last_start: int = 0
+    candidates: Candidates | None = None
     column: int = 0
     final: Route | None = None
 
@@ -51,15 +87,76 @@ class Route:
 
     def seal(self) -> None:
         """Keep aside what is left of the route when the prompt is over: the slots without an end."""
-        keep = (self.end == self.ENDLESS).any(0)
+        lasts = self._lasts()
         self.final = replace(
             self,
-            experts=self.experts[:, keep],
-            gates=(self.gates * (self.end == self.ENDLESS))[:, keep],
-            start=self.start[:, keep],
-            end=self.end[:, keep],
+            experts=self.experts[:, lasts],
+            gates=self._final_gates(lasts),
+            start=self.start[:, lasts],
+            end=self.end[:, lasts],
+            candidates=None,
             column=self.last_start + 1,
         )
+
+    def _lasts(self) -> torch.Tensor:
+        """Slots that may act when the prompt is over, of shape `(s,)`: any, as long as they may still be asked for."""
+        lasts = (self.end == self.ENDLESS).any(0)
+        return lasts if self.candidates is None else torch.ones_like(lasts)
+
+    def _final_gates(self, lasts: torch.Tensor) -> torch.Tensor:
+        return (self.gates * (self.end == self.ENDLESS) * (self.start < self.ENDLESS))[:, lasts]
+
+    def decide(self) -> None:
+        """
+        Let each slot that waits take the edit that its prompt asks for, from the hidden states that were recorded.
+
+        Of the edits of one subject, the one that is asked for first acts, and among several at one column the one with
+        the highest score; so do those of several subjects that stand in one question.
+        """
+        candidates = self.candidates
+        features = features_of(candidates.hidden)
+        candidates.hidden.clear()
+        asked = candidates.asked[:, :, self.column : self.column + features.shape[1]]
+        asked = asked & (self.start == self.ENDLESS)[..., None]
+        columns = asked.any(1).any(0).nonzero().flatten()  # of few of them the scores are needed
+        embedded = candidates.relations.embed(features[:, columns.to(features.device)]).to(asked.device)
+        score = candidates.relations.score(candidates.keys.flatten(1, 2), embedded).unflatten(1, (asked.shape[1], -1))
+        score -= 1e-4 * torch.arange(score.shape[2], device=score.device)[:, None]  # of equals the first, the latest
+        score = score.masked_fill(~asked[:, :, None, columns] | (score < candidates.threshold[..., None]), -torch.inf)
+        score, best = score.max(2)
+        if not len(columns) or not torch.isfinite(score).any():
+            return
+        column = torch.isfinite(score).long().argmax(-1)  # the first one
+        score = score.gather(2, column[..., None])[..., 0]
+        start = torch.where(torch.isfinite(score), self.column + columns[column], self.ENDLESS)
+        beaten = (start[:, :, None] == start[:, None]) & (score[:, None] > score[:, :, None])
+        start = start.masked_fill(beaten.any(-1), self.ENDLESS)
+        opens = start < self.ENDLESS
+        expert = candidates.experts.gather(2, best.gather(2, column[..., None]))[..., 0]
+        # In place: the route that is kept with the cache, and what is left of it for decoding, are to know.
+        self.experts.copy_(torch.where(opens, expert, self.experts))
+        self.start.copy_(torch.where(opens, start, self.start))
+        later = torch.where(start[:, None] > self.start[:, :, None], start[:, None], self.ENDLESS).amin(-1)
+        self.end.copy_(torch.minimum(self.end, later))
+        self._tell_final()
+
+    def _tell_final(self) -> None:
+        if self.final is not None:
+            lasts = self._lasts()
+            self.final.experts.copy_(self.experts[:, lasts])
+            self.final.gates.copy_(self._final_gates(lasts))
+
+    def resume(self, earlier: Route) -> None:
+        """Go on with what an earlier part of the same text has asked for."""
+        mine, theirs = self.candidates, earlier.candidates
+        if mine is None or theirs is None:
+            return
+        same = (mine.named_at[:, :, None] == theirs.named_at[:, None]) & (earlier.start < self.ENDLESS)[:, None]
+        found, slot = (same & (self.start == self.ENDLESS)[..., None]).max(-1)
+        for name in ("experts", "start", "end"):
+            own, known = getattr(self, name), getattr(earlier, name)
+            own.copy_(torch.where(found, known.gather(1, slot), own))
+        self._tell_final()
 
     def at(self, column: int) -> Route:
         """The route as it applies from `column` on."""
@@ -71,7 +168,8 @@ class Route:
         if times == 1:
             return self
         fields = ("experts", "gates", "start", "end")
-        route = replace(self, **{name: getattr(self, name).repeat_interleave(times, 0) for name in fields})
+        repeated = {name: getattr(self, name).repeat_interleave(times, 0) for name in fields}
+        route = replace(self, candidates=self.candidates and self.candidates.repeat(times), **repeated)
         route.seal()
         return route
 
@@ -126,6 +224,8 @@ class RoutingContext:
     def __init__(self, root: nn.Module):
         self.layers: list[nn.Module] = []
         self.blocks: list[nn.Module] = []
+        # For each adapter the layers whose inputs tell what a prompt asks for; the last is the first with a bypass.
+        self.taps: dict[str, list[nn.Module]] = {}
         self._traced: Routes | None = None
         self.handles = [
             root.register_forward_pre_hook(self.before_forward, with_kwargs=True),
@@ -140,6 +240,14 @@ class RoutingContext:
             if isinstance(owner, cls):
                 return owner
         return cls(root)
+
+    def tap(self, adapter_name: str, blocks: list[nn.Module]) -> None:
+        """Look at what enters these layers."""
+        tapped = [block for known in self.taps.values() for block in known]
+        self.taps[adapter_name] = blocks
+        for block in blocks:
+            if not any(block is other for other in tapped):
+                self.handles.append(block.register_forward_pre_hook(self.before_block, with_kwargs=True))
 
     def remove(self) -> None:
         for handle in self.handles:
@@ -166,13 +274,19 @@ class RoutingContext:
         finally:
             _pinned.reset(token)
 
+    @property
+    def pinned_routes(self) -> Routes:
+        """The routes that hold for every forward pass, within `pinned` or `generation`."""
+        pinned = _pinned.get()
+        return pinned[1] if pinned is not None and pinned[0] is self else {}
+
     def generation(self, root: nn.Module, args: tuple, kwargs: dict):
         """Pin the routes of one call of `generate`, computed from its whole prompt."""
         inputs = dict(kwargs)
         inputs.setdefault("input_ids", args[0] if args else kwargs.get("inputs"))
         with torch.no_grad():  # as in `generate`: with gradients, a model in training mode would learn the prompt
             ids = self._prompt_ids(root, inputs)
-            return self.pinned({} if ids is None else self._compute(root, ids, inputs))
+            return self.pinned({} if ids is None else self._compute(root, ids, inputs, is_whole=True))
 
     # ------------------------------------------------------------------------------------------------------------- hooks
 
@@ -208,7 +322,11 @@ class RoutingContext:
                 if state is not None and state.ids is not None:
                     past[:, : state.ids.shape[1]] = state.ids[:, :column]
                 ids = torch.cat([past, ids], 1)
-            routes = {} if ids is None else self._compute(root, ids, inputs)
+            is_whole = inputs.get("labels") is not None
+            routes = {} if ids is None else self._compute(root, ids, inputs, is_whole)
+            for name, route in (state.routes if state is not None else {}).items():
+                if route is not None and routes.get(name) is not None:
+                    routes[name].resume(route)
         self.routes = {name: route and route.at(column) for name, route in routes.items()}
         state = CacheState(routes, ids, column + tokens.shape[1])
         if cache is not None:
@@ -222,6 +340,17 @@ class RoutingContext:
         if not torch.compiler.is_compiling() and _running.get()[1] is not None and cache is not None:
             cache.lemoe_state = _running.get()[1]
         self.routes = None
+
+    def before_block(self, block: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Record what enters a layer, and find out at the last one what the prompts ask for."""
+        if torch.compiler.is_compiling():
+            return
+        for name, route in self.routes.items():
+            taps = self.taps.get(name, [])
+            if route is not None and route.candidates is not None and any(block is tap for tap in taps):
+                route.candidates.hidden.append(args[0] if args else kwargs["hidden_states"])
+                if block is taps[-1]:
+                    route.decide()
 
     # ----------------------------------------------------------------------------------------------------------- routing
 
@@ -251,12 +380,13 @@ class RoutingContext:
         nearest = (embeds @ table.T - table.pow(2).sum(-1) / 2).argmax(-1)
         return torch.where((table[nearest] == embeds).all(-1), vocabulary[nearest], -1)
 
-    def _compute(self, root: nn.Module, ids: torch.Tensor, inputs: dict) -> Routes:
+    def _compute(self, root: nn.Module, ids: torch.Tensor, inputs: dict, is_whole: bool) -> Routes:
+        """Routes of prompts; `is_whole` says that they end where their tokens do, and hold nothing of an answer."""
         routes: Routes = {}
         for layer in self.layers:
             for name in layer.lemoe_anchors if not layer.disable_adapters else ():
                 if name in layer.active_adapters and name not in routes:
-                    route = layer.route(name, root, ids, inputs)
+                    route = layer.route(name, root, ids, inputs, is_whole)
                     if route is not None:
                         route.seal()
                     routes[name] = route

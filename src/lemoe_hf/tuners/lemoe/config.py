@@ -70,6 +70,13 @@ class LEMoEConfig(PeftConfig):
         threshold (`float`, *optional*):
             Lowest score, the share of an anchor's tokens found in a row, at which a prompt is in scope. By default every
             anchor has its own, calibrated when the edit is made against prompts that no edit is about.
+        relation_gate (`bool`, *optional*, defaults to `True`):
+            Let a prompt that names an edit's subject reach the edit only if it also asks for what the edit is about
+            (`"nearest_anchor"` only). `False` lets the edit answer whatever is asked about its subject.
+        relation_threshold (`float`, *optional*):
+            Lowest score, in standard deviations, at which a prompt asks for what an edit is about. By default it is
+            calibrated once for a base model, for edits whose prompts are questions and for others. Lower lets more
+            phrasings through, and more of what the edit is not about.
         deferral (`bool`, *optional*, defaults to `True`):
             Let the base model alone answer what is out of scope of every edit. `False`, with `"kv_anchor"` only, routes
             every prompt, as published.
@@ -96,7 +103,8 @@ class LEMoEConfig(PeftConfig):
     Args:
         num_experts (`int`): Committed experts in the bank.
         num_open_experts (`int`): Experts in training.
-        num_anchors (`int`), num_anchor_tokens (`int`), num_ledger_bytes (`int`), num_router_anchors (`int`):
+        num_anchors (`int`), num_anchor_tokens (`int`), num_ledger_bytes (`int`), num_router_anchors (`int`), and
+        num_relation_features, num_relation_prompts, num_relation_marks, num_relation_stops, num_relation_keys (`int`):
             Sizes of what is stored beside them.
         output_scale (`float`, *optional*):
             Mean absolute output of the bypassed FFN, measured before the first edit: the unit of `normalize`.
@@ -123,6 +131,8 @@ class LEMoEConfig(PeftConfig):
         "nearest_anchor", ("nearest_anchor", "kv_anchor"), "How a prompt finds its expert."
     )
     threshold: Optional[float] = None
+    relation_gate: bool = True
+    relation_threshold: Optional[float] = None
     deferral: bool = True
     top_k: int = 1
     anchor_dim: Optional[int] = None
@@ -138,6 +148,11 @@ class LEMoEConfig(PeftConfig):
     num_anchor_tokens: int = 0
     num_ledger_bytes: int = 0
     num_router_anchors: int = 0
+    num_relation_features: int = 0
+    num_relation_prompts: int = 0
+    num_relation_marks: int = 0
+    num_relation_stops: int = 0
+    num_relation_keys: int = 0
     output_scale: Optional[float] = None
     base_model_fingerprint: Optional[str] = None
 
@@ -171,6 +186,11 @@ class LEMoEConfig(PeftConfig):
             )
         if self.top_k > 1 and self.routing != "kv_anchor":
             raise ValueError(f"`top_k={self.top_k}` needs `routing='kv_anchor'`; the nearest anchor has one expert.")
+
+    @property
+    def asks_relation(self) -> bool:
+        """Whether edits act only where they are asked for."""
+        return self.relation_gate and self.routing == "nearest_anchor"
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         # The one call of PEFT's `save_pretrained` that a method can extend: here the card learns of `import lemoe_hf`.

@@ -15,9 +15,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ... import structure
-from ...routing.anchors import Anchor, Anchors
-from ...routing.context import Route, RoutingContext
+from ...routing.anchors import Anchor, Anchors, Match
+from ...routing.context import Candidates, Route, RoutingContext
 from ...routing.kv_anchor import KVRouter
+from ...routing.relations import Relations
 from .config import LEMoEConfig
 from .experts import Experts
 from .ledger import Bytes
@@ -32,7 +33,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("lemoe_open", "lemoe_router")
-    other_param_names = ("lemoe_bank", "lemoe_router_bank", "lemoe_anchors", "lemoe_ledger")
+    other_param_names = ("lemoe_bank", "lemoe_router_bank", "lemoe_anchors", "lemoe_relations", "lemoe_ledger")
 
     def __init__(self, base_layer: nn.Module, hidden_size: int, context: RoutingContext, is_block: bool = False):
         super().__init__()
@@ -46,6 +47,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         self.lemoe_router = nn.ModuleDict()
         self.lemoe_router_bank = nn.ModuleDict()
         self.lemoe_anchors = nn.ModuleDict()
+        self.lemoe_relations = nn.ModuleDict()
         self.lemoe_ledger = nn.ModuleDict()
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -71,6 +73,9 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         if leads:
             self.lemoe_anchors[adapter_name] = Anchors(config.num_anchors, config.num_anchor_tokens)
             self.lemoe_ledger[adapter_name] = Bytes(config.num_ledger_bytes)
+            if config.asks_relation:
+                sizes = [getattr(config, name) for name in Relations.sizes]
+                self.lemoe_relations[adapter_name] = Relations(*sizes)
             if config.routing == "kv_anchor":
                 self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name] = KVRouter.pair(
                     config, self.in_features
@@ -139,7 +144,9 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
 
     # ----------------------------------------------------------------------------------------------------------- routing
 
-    def route(self, adapter_name: str, root: nn.Module, ids: torch.Tensor, inputs: dict) -> Route | None:
+    def route(
+        self, adapter_name: str, root: nn.Module, ids: torch.Tensor, inputs: dict, is_whole: bool = False
+    ) -> Route | None:
         """
         Route a batch of prompts.
 
@@ -148,6 +155,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             root (`nn.Module`): The model, for its input embeddings.
             ids (`torch.Tensor` of shape `(b, t)`): Tokens of the prompts, -1 for everything else.
             inputs (`dict`): What the forward pass was given.
+            is_whole (`bool`): Whether the prompts end where their tokens do, so that no token is of an answer.
 
         Returns:
             The [`Route`], or `None` where every row is deferred.
@@ -166,7 +174,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
                 last_start=int(start.max()),
             )
         else:
-            route = self._nearest(adapter_name, ids)
+            route = self._nearest(adapter_name, ids, is_whole)
         if config.routing == "kv_anchor":
             router, router_bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
             learner = route.experts[:, 0] if in_training else None
@@ -174,7 +182,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             return router.route(config, router_bank, router.anchors_of(root, ids, inputs), route, uses_open, learner)
         return route
 
-    def _nearest(self, adapter_name: str, ids: torch.Tensor) -> Route | None:
+    def _nearest(self, adapter_name: str, ids: torch.Tensor, is_whole: bool) -> Route | None:
         """The experts of the anchors found; the last one of every row stands in the last slot."""
         anchors, config = self.lemoe_anchors[adapter_name], self.configs[adapter_name]
         rows = anchors.route(ids, config.threshold)
@@ -188,15 +196,66 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             table.append([(0, 0, 0, 0)] * (slots - len(row)) + filled)
         experts, gates, start, end = torch.tensor(table, device=ids.device).unbind(-1)
         num_committed = len(self.lemoe_bank[adapter_name])
-        return Route(
+        named = [[None] * (slots - len(row)) + row for row in rows]
+        route = Route(
             experts=experts,
             gates=gates.float(),
             start=start,
             end=end,
             num_committed=num_committed,
-            uses_open=any(match.expert >= num_committed for row in rows for match in row),
+            uses_open=any(each.expert >= num_committed for row in rows for m in row for each in (m, *m.rivals)),
             last_start=max(match.start for row in rows for match in row),
         )
+        if adapter_name in self.lemoe_relations:
+            self._ask(adapter_name, route, named, ids, is_whole)
+        return route
+
+    def _ask(
+        self, adapter_name: str, route: Route, named: list[list[Match | None]], ids: torch.Tensor, is_whole: bool
+    ) -> None:
+        """
+        Let a subject alone put nothing in scope: its edits wait until the prompt has asked for what they are about.
+
+        A question ends at its question mark, or where the prompt does. Of a text that may hold a part of an answer,
+        only a question mark tells the end; where there is none, every token behind the subject may be it.
+        """
+        relations, device = self.lemoe_relations[adapter_name], ids.device
+        edits = [[[m.edit for m in (match, *match.rivals)] if match else [] for match in row] for row in named]
+        width = max(len(of_slot) for row in edits for of_slot in row)
+        edit = torch.tensor([[of_slot + [-1] * (width - len(of_slot)) for of_slot in row] for row in edits])
+        row_of_key = relations.rows_of(edit.to(relations.edit.device)).to(device)
+        is_subject = torch.tensor([[match is not None and not match.is_prompt for match in row] for row in named])
+        waits = is_subject.to(device) & (row_of_key[:, :, 0] >= 0)
+        if not waits.any():
+            return
+        experts = [[[m.expert for m in (match, *match.rivals)] if match else [] for match in row] for row in named]
+        expert = torch.tensor([[of_slot + [0] * (width - len(of_slot)) for of_slot in row] for row in experts])
+        # A subject that is named after the end of a sentence takes over; within a sentence, what is asked decides.
+        stops = torch.isin(ids, relations.stops.to(ids)).long().cumsum(1)
+        stops_before = stops.gather(1, (route.start - 1).clamp(min=0))
+        cuts = (stops_before[:, None] > stops_before[:, :, None]) | ~waits[:, None]
+        cuts &= (route.start[:, None] > route.start[:, :, None]) & (route.gates > 0)[:, None]
+        route.end.copy_(torch.where(cuts, route.start[:, None], Route.ENDLESS).amin(-1))
+        column = torch.arange(ids.shape[1], device=device)
+        behind = (column >= route.start[..., None]) & (column < route.end[..., None]) & (ids >= 0)[:, None]
+        asked = behind & torch.isin(ids, relations.marks.to(ids))[:, None]
+        if is_whole:
+            asked |= behind & (column == torch.where(ids >= 0, column, -1).amax(1)[:, None])[:, None]
+        else:
+            asked |= behind & ~asked.any(-1, keepdim=True)
+        threshold = relations.threshold[row_of_key.clamp(min=0)].to(device)
+        if self.configs[adapter_name].relation_threshold is not None:
+            threshold = torch.full_like(threshold, self.configs[adapter_name].relation_threshold)
+        route.candidates = Candidates(
+            relations,
+            experts=expert.to(device),
+            keys=relations.keys[row_of_key.clamp(min=0)].float().to(device),
+            threshold=threshold.masked_fill(row_of_key < 0, torch.inf),
+            named_at=route.start.clone(),
+            asked=asked,
+        )
+        route.start.masked_fill_(waits, Route.ENDLESS)
+        route.last_start = ids.shape[1] - 1 if is_whole else Route.ENDLESS
 
     def _observe(
         self, adapter_name: str, ids: torch.Tensor, labels: torch.Tensor | None, bos: int | None
@@ -245,6 +304,11 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         )
         self.write_sizes(adapter_name)
 
+    def remember(self, adapter_name: str, edits: list[int], embedded: torch.Tensor, is_question: torch.Tensor) -> None:
+        """Append keys of edits, as [`Relations.add`] does: from now on they act only where they are asked for."""
+        self.lemoe_relations[adapter_name].add(edits, embedded, is_question)
+        self.write_sizes(adapter_name)
+
     # ------------------------------------------------------------------------------------------------------------- sizes
 
     def write_sizes(self, adapter_name: str) -> None:
@@ -254,6 +318,11 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         config.num_open_experts = len(self.lemoe_open[adapter_name])
         config.num_anchors, config.num_anchor_tokens = len(anchors), len(anchors.tokens)
         config.num_ledger_bytes = len(self.lemoe_ledger[adapter_name].bytes)
+        if adapter_name in self.lemoe_relations:
+            relations = self.lemoe_relations[adapter_name]
+            stored = (relations.mean, relations.cohort, relations.marks, relations.stops, relations.keys)
+            for name, tensor in zip(Relations.sizes, stored, strict=True):
+                setattr(config, name, len(tensor))
         if adapter_name in self.lemoe_router_bank:
             config.num_router_anchors = len(self.lemoe_router_bank[adapter_name].anchors)
 

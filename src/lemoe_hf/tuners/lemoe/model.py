@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ... import structure
 from ...routing.anchors import Anchor
 from ...routing.context import RoutingContext
+from ...routing.relations import TAPS
 from .config import LEMoEConfig
 from .layer import LEMoELayer
 
@@ -81,12 +82,23 @@ class LEMoEModel(BaseTuner):
         self._check_base_model(model, config)
         self.context = RoutingContext.of(model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self.context.tap(adapter_name, self._taps(model, adapter_name))
         self.context.blocks = [
             block
             for block in model.modules()
             if isinstance(block, GradientCheckpointingLayer)
             and any(isinstance(module, LEMoELayer) for module in block.modules())
         ]
+
+    def _taps(self, model: nn.Module, adapter_name: str) -> list[nn.Module]:
+        """The layers whose inputs tell what a prompt asks for; none where the bypass is not in a stack of layers."""
+        stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        for stack in stacks:
+            for depth, block in enumerate(stack):
+                layers = [module for module in block.modules() if isinstance(module, LEMoELayer)]
+                if any(adapter_name in layer.lemoe_bank for layer in layers):
+                    return [stack[index] for index in sorted({round(share * depth) for share in TAPS})]
+        return []
 
     def _create_and_replace(
         self,
@@ -242,6 +254,8 @@ class LEMoEModel(BaseTuner):
         layers = self.lemoe_layers(name)
         anchors, expert = layers[0].lemoe_anchors[name], removed["expert"]
         anchors.remove(edit)
+        if name in layers[0].lemoe_relations:
+            layers[0].lemoe_relations[name].remove(edit)
         is_committed = expert < len(layers[0].lemoe_bank[name])
         if (
             is_committed

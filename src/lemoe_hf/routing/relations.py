@@ -1,0 +1,197 @@
+"""Does a prompt ask of a subject what an edit is about, or something else?
+
+An edit of Lyon's twin city must leave alone where Lyon is. How alike two prompts are does not tell (hidden states of one
+subject are alike whatever is asked); but which directions of the hidden states tell relations apart can be learned, once
+for a base model, from questions that the package brings along: the same relation asked of many subjects in many words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+# Depth of the layers whose inputs are looked at, as shares of the depth of the first bypass.
+TAPS = (5 / 8, 6 / 8, 7 / 8, 1)
+# Of a held-out relation's questions to one kind of subject, the share that a threshold turns away: where an edit's
+# prompt is a question, and where it is the beginning of a statement. Those are continued in more ways than one.
+TURNED_AWAY = (0.9, 0.3)
+RIDGE, FOLDS, NEIGHBOURS = 0.03, 3, 30
+
+
+@dataclass(frozen=True)
+class LabelledPrompts:
+    """
+    Prompts, and what they ask for.
+
+    Args:
+        features (`torch.Tensor` of shape `(n, f)`): From [`features_of`].
+        relation (`torch.Tensor` of shape `(n,)`): Index of what is asked for.
+        kind (`torch.Tensor` of shape `(n,)`): Index of the kind of subject it is asked of.
+        is_question (`torch.Tensor` of shape `(n,)`): Whether it is a question rather than the beginning of a statement.
+    """
+
+    features: torch.Tensor
+    relation: torch.Tensor
+    kind: torch.Tensor
+    is_question: torch.Tensor
+
+    def __getitem__(self, rows: torch.Tensor) -> LabelledPrompts:
+        return LabelledPrompts(self.features[rows], self.relation[rows], self.kind[rows], self.is_question[rows])
+
+
+def features_of(hidden: list[torch.Tensor]) -> torch.Tensor:
+    """Hidden states of several layers, each of shape `(..., d)`, as features of shape `(..., f)`."""
+    return torch.cat([F.rms_norm(states.float(), states.shape[-1:]) for states in hidden], -1)
+
+
+class Relations(nn.Module):
+    """
+    What each edit is about, and whether a prompt asks for that.
+
+    Axes: `f` features, `k` directions in which relations differ, `n` reference prompts kept, `e` edits, `m` tokens.
+
+    Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (2; for questions and for statements), `marks`
+    (m; the tokens that end a question), `stops` (those that end any sentence), `keys` (e, k), `edit` (e), `threshold` (e).
+    """
+
+    sizes = (
+        "num_relation_features",
+        "num_relation_prompts",
+        "num_relation_marks",
+        "num_relation_stops",
+        "num_relation_keys",
+    )
+    num_directions = 48
+
+    mean: torch.Tensor
+    directions: torch.Tensor
+    cohort: torch.Tensor
+    thresholds: torch.Tensor
+    marks: torch.Tensor
+    stops: torch.Tensor
+    keys: torch.Tensor
+    edit: torch.Tensor
+    threshold: torch.Tensor
+
+    def __init__(
+        self, num_features: int = 0, num_prompts: int = 0, num_marks: int = 0, num_stops: int = 0, num_keys: int = 0
+    ):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("directions", torch.zeros(num_features, self.num_directions, dtype=torch.bfloat16))
+        self.register_buffer("cohort", torch.zeros(num_prompts, self.num_directions, dtype=torch.bfloat16))
+        self.register_buffer("thresholds", torch.zeros(2))
+        self.register_buffer("marks", torch.zeros(num_marks, dtype=torch.int32))
+        self.register_buffer("stops", torch.zeros(num_stops, dtype=torch.int32))
+        self.register_buffer("keys", torch.zeros(num_keys, self.num_directions, dtype=torch.bfloat16))
+        self.register_buffer("edit", torch.zeros(num_keys, dtype=torch.int32))
+        self.register_buffer("threshold", torch.zeros(num_keys))
+
+    def __len__(self) -> int:
+        return len(self.edit)
+
+    @property
+    def is_fitted(self) -> bool:
+        return len(self.mean) > 0
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Relations:
+        # What was committed moves between devices but keeps its dtype.
+        dtypes = {name: buffer.dtype for name, buffer in self.named_buffers()}
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != dtypes[name]:
+                setattr(self, name, before[name].to(buffer.device))
+        return self
+
+    # ------------------------------------------------------------------------------------------------------------ learning
+
+    def fit(self, prompts: LabelledPrompts, num_prompts: int = 2000) -> None:
+        """
+        Learn in which directions relations differ, and from which score on two prompts ask for the same thing.
+
+        Linear discriminant analysis (Fisher 1936): within-relation whitening, then the directions in which the means
+        of the relations differ most. Thresholds are set on relations that the directions were not learned from.
+        """
+        scores: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+        order = torch.randperm(int(prompts.relation.max()) + 1, generator=torch.Generator().manual_seed(0))
+        for fold in range(FOLDS):
+            held_out = torch.isin(prompts.relation, order[fold::FOLDS].to(prompts.relation.device))
+            self._learn(prompts[~held_out], num_prompts)
+            tested = prompts[held_out]
+            embedded = self.embed(tested.features)
+            score = self.score(embedded, embedded)
+            others = (tested.kind[:, None] == tested.kind) & (tested.relation[:, None] != tested.relation)
+            for is_question, found in scores.items():
+                found.append(score[others & (tested.is_question[:, None] == is_question)])
+        for i, (is_question, share) in enumerate(zip((True, False), TURNED_AWAY, strict=True)):
+            ordered = torch.cat(scores[is_question]).sort().values
+            self.thresholds[i] = ordered[int(share * (len(ordered) - 1))] if len(ordered) else -torch.inf
+        self._learn(prompts, num_prompts)
+
+    def _learn(self, prompts: LabelledPrompts, num_prompts: int) -> None:
+        relation = prompts.relation.unique(return_inverse=True)[1]
+        self.mean = prompts.features.mean(0)
+        x = prompts.features - self.mean
+        count = torch.bincount(relation)[:, None]
+        means = x.new_zeros(len(count), x.shape[1]).index_add(0, relation, x) / count
+        within = x - means[relation]
+        covariance = within.T @ within / len(within)
+        covariance.diagonal().add_(RIDGE * covariance.diagonal().mean() + 1e-6)
+        root = torch.linalg.cholesky(covariance)
+        whitened = torch.linalg.solve_triangular(root, means.T, upper=False)
+        directions = torch.linalg.svd(whitened, full_matrices=False)[0][:, : self.num_directions]
+        directions = torch.linalg.solve_triangular(root.T, directions, upper=True)
+        directions = F.pad(directions, (0, self.num_directions - directions.shape[1]))
+        self.directions = (directions / directions.abs().max()).bfloat16()
+        kept = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:num_prompts].to(x.device)
+        self.cohort = self.embed(prompts.features[kept]).bfloat16()
+
+    # ------------------------------------------------------------------------------------------------------------- scoring
+
+    def embed(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of shape `(..., f)` as unit vectors of shape `(..., k)`."""
+        return F.normalize((features.to(self.mean.device) - self.mean) @ self.directions.float(), dim=-1)
+
+    def score(self, keys: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        """
+        How surely prompts ask for the same thing: each of `(..., p, k)` against each of `(..., q, k)`, as `(..., p, q)`.
+
+        The cosine, in standard deviations above what the nearest reference prompts have in common with each of the two
+        (adaptive symmetric normalisation, as in speaker recognition: Matejka et al., Interspeech 2017).
+        """
+        cosine = keys @ asked.transpose(-1, -2)
+        (key_mean, key_deviation), (mean, deviation) = map(self._nearest, (keys, asked))
+        of_key = (cosine - key_mean[..., None]) / key_deviation[..., None]
+        return (of_key + (cosine - mean[..., None, :]) / deviation[..., None, :]) / 2
+
+    def _nearest(self, embedded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cosine = embedded @ self.cohort.float().T
+        nearest = cosine.topk(min(NEIGHBOURS, cosine.shape[-1]), dim=-1).values
+        return nearest.mean(-1), nearest.std(-1) + 1e-6
+
+    # ---------------------------------------------------------------------------------------------------------------- keys
+
+    def add(self, edits: list[int], embedded: torch.Tensor, is_question: torch.Tensor) -> None:
+        """Append the keys, of shape `(e, k)`, of new edits; those already stored stay as they are."""
+        device = self.keys.device
+        self.keys = torch.cat([self.keys, embedded.to(self.keys)])
+        self.edit = torch.cat([self.edit, torch.tensor(edits, dtype=torch.int32, device=device)])
+        threshold = torch.where(is_question.to(device), *self.thresholds)
+        self.threshold = torch.cat([self.threshold, threshold])
+
+    def remove(self, edit: int) -> None:
+        keep = self.edit != edit
+        self.keys, self.edit, self.threshold = self.keys[keep], self.edit[keep], self.threshold[keep]
+
+    def rows_of(self, edits: torch.Tensor) -> torch.Tensor:
+        """Rows of the keys of edits, -1 for edits without one."""
+        if not len(self):
+            return torch.full_like(edits, -1)
+        row = torch.searchsorted(self.edit, edits.to(self.edit.dtype)).clamp(max=len(self) - 1)
+        return torch.where(self.edit[row] == edits, row, -1)
