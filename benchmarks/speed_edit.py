@@ -99,6 +99,7 @@ def ablate(args, tokenizer, edits) -> dict:
         arguments = EditingArguments(**settings)
         forward = min(seconds_of_forward(base, tokenizer, edits, arguments.batch_size) for _ in range(3))
         editor = LifelongEditor(get_peft_model(base, LEMoEConfig()), tokenizer, arguments)
+        editor.prepare()
         with ExitStack() as stack:
             for replacement in replacements:
                 stack.enter_context(replaced(*replacement))
@@ -138,6 +139,7 @@ def main() -> None:
             seconds_of_forward(base, tokenizer, edits[:8], arguments.batch_size)  # warm up
             forward.append(seconds_of_forward(base, tokenizer, edits, arguments.batch_size))
             editor = LifelongEditor(get_peft_model(base, LEMoEConfig()), tokenizer, arguments)
+            editor.prepare()
             result = editor.edit(edits)
             ratios.append(result.seconds / forward[-1])
             print(f"{name}: {ratios[-1]:.2f} F, F = {forward[-1] / len(edits):.4f} s", flush=True)

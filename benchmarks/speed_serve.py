@@ -18,11 +18,13 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lemoe_hf import Edit, LEMoEConfig, read_edits
+from lemoe_hf import Edit, LEMoEConfig, LifelongEditor, read_edits
 from lemoe_hf.editing.tokens import Calibration, tokenize_edit
+from lemoe_hf.routing.relations import Relations
 
 
 def generated_edits(path: str, num: int) -> list[Edit]:
@@ -41,8 +43,9 @@ def generated_edits(path: str, num: int) -> list[Edit]:
 
 
 def filled(base, tokenizer, edits: list[Edit]):
-    """A model with an adapter that holds edits, with random experts."""
-    model = get_peft_model(base, LEMoEConfig(output_scale=0.1))
+    """A model with an adapter that holds edits, with random experts that every question about their subject reaches."""
+    model = get_peft_model(base, LEMoEConfig(output_scale=0.1, relation_threshold=-1e9))
+    LifelongEditor(model, tokenizer).prepare()
     tuner, calibration = model.base_model, Calibration(tokenizer)
     anchors, entries = [], []
     for i, edit in enumerate(edits):
@@ -53,6 +56,10 @@ def filled(base, tokenizer, edits: list[Edit]):
         layer.open_experts("default", len(edits))
         torch.nn.init.normal_(layer.lemoe_open["default"].out_proj, std=0.02)
         tuner.commit(anchors, entries)
+        keys = torch.randn(len(edits), Relations.num_directions)
+        layer.remember(
+            "default", list(range(len(edits))), F.normalize(keys, dim=-1), torch.ones(len(edits), dtype=torch.bool)
+        )
     return model.eval(), len(anchors)
 
 
@@ -75,11 +82,11 @@ def now(device: torch.device) -> float:
 
 
 def prompts_of(tokenizer, edits: list[Edit], num: int, width: int, device) -> torch.Tensor:
-    """Prompts of `width` tokens that end with those of edits, one row each."""
+    """Prompts of `width` tokens that end with a question about the subject of an edit, one row each."""
     filler = tokenizer("It was a quiet morning, and nobody in the house had anything to do. " * 20)["input_ids"]
     rows = []
     for edit in random.Random(1).sample(edits, num) if len(edits) >= num else edits * num:
-        own = tokenizer(" " + edit.prompt)["input_ids"][:width]
+        own = tokenizer(f" What is known about {edit.subject}?")["input_ids"][:width]
         rows.append(filler[: width - len(own)] + own)
     return torch.tensor(rows[:num], device=device)
 

@@ -58,6 +58,9 @@ def main() -> None:
 
     began = time.perf_counter()
     editor = LifelongEditor(get_peft_model(base, LEMoEConfig(base_model_name_or_path=args.model)), tokenizer)
+    console.print("looking at how the base model tells questions apart; once for a base model")
+    editor.prepare()
+    console.print(f"{time.perf_counter() - began:.1f} s")
     before = editor.answers([edit.prompt for edit in edits])
     size = -(-len(edits) // NUM_BATCHES)
     for first in range(0, len(edits), size):

@@ -105,6 +105,8 @@ def edit(model: str, edits: Path, adapter: Path, step: int, as_json: bool) -> No
         wanted = read_edits(edits)
         editor = open_editor(model, adapter)
         editor.arguments.share_out = True
+        with err.status("looking at how the base model tells questions apart; once for a base model"):
+            editor.prepare()
         here.wait_for_everyone()  # what they have read is about to be written
         # Of several edits of one prompt the last one counts, so that a run that was cut off can be repeated.
         current = {entry["edit"]["prompt"].strip(): entry["edit"]["target_new"].strip() for entry in editor.edits()}

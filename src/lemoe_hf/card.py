@@ -38,9 +38,10 @@ Prompts that no edit is about get the base model's own logits. `with model.disab
 LIMITS = """
 ## Limits
 
-Every question about the subject of an edit is in its scope, also one with another answer. Subjects are found as they were
-written, not by synonyms or translations. The adapter cannot be merged into the model: which expert acts depends on the
-prompt. It answers as it did only on the base model that it was made for.
+A question that names an edited subject and asks for something else goes to the base model, as far as the wording tells the
+two apart: mostly, not always. Subjects are found as they were written, not by synonyms or translations. The adapter cannot
+be merged into the model: which expert acts depends on the prompt. It answers as it did only on the
+base model that it was made for.
 """
 
 

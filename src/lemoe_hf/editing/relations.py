@@ -53,7 +53,7 @@ def prompt_features(
         hidden: list[torch.Tensor] = []
 
         def record(block: nn.Module, args: tuple, kwargs: dict, last=last, hidden=hidden) -> None:
-            states = args[0] if args else kwargs["hidden_states"]
+            states = args[0] if args else next(iter(kwargs.values()))
             hidden.append(states[torch.arange(len(states), device=states.device), last.to(states.device)])
             if block is taps[-1]:
                 raise Enough
@@ -99,12 +99,10 @@ def fit_relations(
     ]
     relations.to(features.device)
     relations.fit(LabelledPrompts(features, *columns))
-    marks = {ids[-1] for ids, asks in zip(prompts, is_question, strict=True) if asks}
-    stops = {
-        tokenizer(f"It is so{stop}", add_special_tokens=False)["input_ids"][-1] for stop in (".", "!", "\n", ".\n")
-    }
-    relations.marks = torch.tensor(sorted(marks), dtype=torch.int32, device=features.device)
-    relations.stops = torch.tensor(sorted(marks | stops), dtype=torch.int32, device=features.device)
+    texts = [text.rstrip(" ") for text in tokenizer.batch_decode([[token] for token in range(len(tokenizer))])]
+    for name, ends in (("marks", ("?",)), ("stops", ("?", ".", "!", "\n"))):
+        tokens = [token for token, text in enumerate(texts) if text.endswith(ends)]
+        setattr(relations, name, torch.tensor(tokens, dtype=torch.int32, device=features.device))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{id(relations)}")

@@ -12,13 +12,14 @@ from ..data.edit import Edit
 from ..editing.parallel import by_all_processes
 from ..editing.tokens import continuation
 from ..generation import answers, evaluating
-from .metrics import equals, kl_divergence, mean, starts_with, token_accuracy
+from .metrics import equals, kl_divergence, mean, perplexity, starts_with, token_accuracy
 
 
 MEASURES = (
     "reliability",
     "free_reliability",
     "free_reliability_strict",
+    "perplexity",
     "generality",
     "free_generality",
     "free_generality_strict",
@@ -37,6 +38,7 @@ class EditEvaluator:
     | `reliability`, `generality` | share of target tokens predicted behind prompt and rephrasing, teacher-forced |
     | `free_reliability`, `free_generality` | greedy answers, up to target length + 2 tokens, that begin with it |
     | `free_reliability_strict`, `free_generality_strict` | the same answers, equal to the target |
+    | `perplexity` | mean perplexity of the targets behind their prompts |
     | `locality` | share of most likely tokens, at the locality answers, that are the base model's |
     | `locality_exact` | share of locality prompts with logits equal to the base model's, bit for bit |
     | `locality_kl` | mean divergence from the base model there, in nats |
@@ -72,10 +74,12 @@ class EditEvaluator:
         for name, key in (("reliability", "prompt"), ("generality", "rephrase_prompt")):
             measured = [i for i, edit in enumerate(edits) if getattr(edit, key)]
             prompts, targets = [getattr(edits[i], key) for i in measured], [edits[i].target_new for i in measured]
-            shares = self.teacher_forced(model, tokenizer, prompts, targets)
+            forced = list(self.forced(model, tokenizer, prompts, targets))
             texts = self.free(model, tokenizer, prompts, targets)
-            for i, share, text, target in zip(measured, shares, texts, targets, strict=True):
+            for i, (share, surprise), text, target in zip(measured, forced, texts, targets, strict=True):
                 scores[i][name] = share
+                if name == "reliability":
+                    scores[i]["perplexity"] = surprise
                 scores[i][f"free_{name}"] = starts_with(text, target)
                 scores[i][f"free_{name}_strict"] = equals(text, target)
         measured = [i for i, edit in enumerate(edits) if edit.locality_prompt]
@@ -116,11 +120,14 @@ class EditEvaluator:
             for row, (column, target) in enumerate(spans):
                 yield output[row, : column + len(target)], column, target
 
+    def forced(self, model, tokenizer, prompts, targets) -> Iterator[tuple[float, float]]:
+        """Token accuracy and perplexity of every target under teacher forcing."""
+        for logits, column, target in self.logits(model, tokenizer, prompts, targets):
+            predicting = logits[column:]
+            yield token_accuracy(predicting.argmax(-1).tolist(), target), perplexity(predicting, target)
+
     def teacher_forced(self, model, tokenizer, prompts, targets) -> list[float]:
-        return [
-            token_accuracy(logits[column:].argmax(-1).tolist(), target)
-            for logits, column, target in self.logits(model, tokenizer, prompts, targets)
-        ]
+        return [share for share, _ in self.forced(model, tokenizer, prompts, targets)]
 
     def free(self, model, tokenizer, prompts, targets) -> list[str]:
         bounds = [

@@ -42,5 +42,15 @@ def kl_divergence(base: torch.Tensor, edited: torch.Tensor) -> float:
     return (p.exp() * (p - q)).sum(-1).mean().item()
 
 
+def perplexity(logits: torch.Tensor, target: Sequence[int]) -> float:
+    """Of a target under teacher forcing, from logits of shape `(t, v)` that predict it.
+
+    >>> round(perplexity(torch.zeros(3, 8), [5, 6, 7]), 6)
+    8.0
+    """
+    labels = torch.tensor(target, device=logits.device)
+    return torch.nn.functional.cross_entropy(logits.float(), labels).exp().item()
+
+
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)

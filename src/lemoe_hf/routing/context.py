@@ -224,7 +224,7 @@ class RoutingContext:
     def __init__(self, root: nn.Module):
         self.layers: list[nn.Module] = []
         self.blocks: list[nn.Module] = []
-        # For each adapter the layers whose inputs tell what a prompt asks for; the last is the first with a bypass.
+        # For each adapter the modules whose inputs tell what a prompt asks for; the last is in the first layer with a bypass.
         self.taps: dict[str, list[nn.Module]] = {}
         self._traced: Routes | None = None
         self.handles = [
@@ -242,7 +242,7 @@ class RoutingContext:
         return cls(root)
 
     def tap(self, adapter_name: str, blocks: list[nn.Module]) -> None:
-        """Look at what enters these layers."""
+        """Look at what enters these modules."""
         tapped = [block for known in self.taps.values() for block in known]
         self.taps[adapter_name] = blocks
         for block in blocks:
@@ -342,13 +342,13 @@ class RoutingContext:
         self.routes = None
 
     def before_block(self, block: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Record what enters a layer, and find out at the last one what the prompts ask for."""
+        """Record what enters a module, and find out at the last one what the prompts ask for."""
         if torch.compiler.is_compiling():
             return
         for name, route in self.routes.items():
             taps = self.taps.get(name, [])
             if route is not None and route.candidates is not None and any(block is tap for tap in taps):
-                route.candidates.hidden.append(args[0] if args else kwargs["hidden_states"])
+                route.candidates.hidden.append(args[0] if args else next(iter(kwargs.values())))
                 if block is taps[-1]:
                     route.decide()
 

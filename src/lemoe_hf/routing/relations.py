@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 
-# Depth of the layers whose inputs are looked at, as shares of the depth of the first bypass.
-TAPS = (5 / 8, 6 / 8, 7 / 8, 1)
+# Depth of the layers whose FFN's input is looked at, as shares of the depth of the first bypass.
+TAPS = (3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1)
 # Of a held-out relation's questions to one kind of subject, the share that a threshold turns away: where an edit's
 # prompt is a question, and where it is the beginning of a statement. Those are continued in more ways than one.
-TURNED_AWAY = (0.9, 0.3)
-RIDGE, FOLDS, NEIGHBOURS = 0.03, 3, 30
+TURNED_AWAY = (0.96, 0.5)
+RIDGE, FOLDS, NEIGHBOURS = 0.05, 3, 30
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Relations(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------------ learning
 
-    def fit(self, prompts: LabelledPrompts, num_prompts: int = 2000) -> None:
+    def fit(self, prompts: LabelledPrompts, num_prompts: int = 4000) -> None:
         """
         Learn in which directions relations differ, and from which score on two prompts ask for the same thing.
 

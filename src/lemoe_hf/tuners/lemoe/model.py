@@ -91,13 +91,17 @@ class LEMoEModel(BaseTuner):
         ]
 
     def _taps(self, model: nn.Module, adapter_name: str) -> list[nn.Module]:
-        """The layers whose inputs tell what a prompt asks for; none where the bypass is not in a stack of layers."""
+        """The modules whose inputs tell what a prompt asks for: FFNs, or layers where there is none to call.
+
+        There are none where the bypass is not in a stack of layers.
+        """
         stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
         for stack in stacks:
             for depth, block in enumerate(stack):
                 layers = [module for module in block.modules() if isinstance(module, LEMoELayer)]
                 if any(adapter_name in layer.lemoe_bank for layer in layers):
-                    return [stack[index] for index in sorted({round(share * depth) for share in TAPS})]
+                    blocks = [stack[index] for index in sorted({round(share * depth) for share in TAPS})]
+                    return [block.get_submodule(structure.find_ffn(block) or "") for block in blocks]
         return []
 
     def _create_and_replace(
