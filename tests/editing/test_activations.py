@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from lemoe_hf import structure
 from lemoe_hf.editing.activations import CachedBatch, Sample, batch_of, reusable_columns
-from lemoe_hf.routing.context import Route
+from lemoe_hf.routing.route import Route
 from tiny import CONFIGS, PAD, edited, prompts_of, put_edits
 
 

@@ -133,7 +133,7 @@ def test_the_answer_has_no_part_in_the_routing(editor, tokenizer):
 
 def test_only_what_an_edit_has_is_measured(editor, tokenizer):
     result = EditEvaluator([FACTS[0]])(editor.model, tokenizer)
-    keys = {"num_edits", "reliability", "free_reliability", "free_reliability_strict"}
+    keys = {"num_edits", "reliability", "perplexity", "free_reliability", "free_reliability_strict"}
     assert result.keys() == keys
     assert (result["num_edits"], result["reliability"], result["free_reliability"]) == (1, 1.0, 1.0)
 

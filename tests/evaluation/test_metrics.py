@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lemoe_hf.evaluation.metrics import equals, kl_divergence, mean, starts_with, token_accuracy
+from lemoe_hf.evaluation.metrics import equals, kl_divergence, mean, perplexity, starts_with, token_accuracy
 
 
 def test_token_accuracy_counts_tokens():
@@ -49,3 +49,9 @@ def test_kl_divergence():
 
 def test_mean():
     assert mean([1.0, 0.0, 0.5]) == 0.5
+
+
+def test_perplexity_is_that_of_the_target():
+    # Two tokens of probability 1/2 and 1/8: the mean surprise is 2 bits.
+    logits = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.375, 0.5]]).log()
+    assert perplexity(logits, [0, 0]) == pytest.approx(4.0)

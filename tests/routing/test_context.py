@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from lemoe_hf.routing.context import Route, RoutingContext
+from lemoe_hf.routing.context import RoutingContext
+from lemoe_hf.routing.route import Route
 from tiny import PAD, edited, logits, prompts_of, put_edits, tiny, unrelated
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lemoe_hf.routing.context import Route
+from lemoe_hf.routing.route import Route
 from lemoe_hf.tuners.lemoe.experts import Experts
 from lemoe_hf.tuners.lemoe.ledger import Bytes
 from tiny import FAMILIES, HIDDEN, assert_same, edited, logits, prompts_of, put_edits, tiny

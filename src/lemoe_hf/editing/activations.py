@@ -21,7 +21,8 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .. import structure
-from ..routing.context import Route, RoutingContext
+from ..routing.context import RoutingContext
+from ..routing.route import Route
 from ..tuners.lemoe.layer import LEMoELayer
 
 

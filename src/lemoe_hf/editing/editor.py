@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from ..data.edit import Edit
 from ..data.reference import reference_prompts
 from ..generation import answers, evaluating
-from ..routing.anchors import Anchor, Match
+from ..routing.anchors import Anchor
 from ..routing.relations import Relations
+from ..routing.route import Route
 from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch, Sample, batch_of, reusable_columns
@@ -41,6 +42,23 @@ class Step:
 
     edits: list[Edit]
     fills: bool = True
+
+
+def acting(route: Route | None) -> int | None:
+    """The expert that acts when the one prompt of a route is over."""
+    if route is None:
+        return None
+    acts = route.final.gates[0] > 0
+    return int(route.final.experts[0, acts][-1]) if acts.any() else None
+
+
+def asked_for(route: Route | None) -> dict[int, tuple[float, float]]:
+    """How surely the one prompt of a route asks for what edits of its subjects are about, and the threshold of each."""
+    if route is None or route.candidates is None:
+        return {}
+    columns = (route.candidates.edits, route.candidates.score, route.candidates.threshold)
+    rows = zip(*(tensor[0].flatten().tolist() for tensor in columns), strict=True)
+    return {edit: (score, threshold) for edit, score, threshold in rows if edit >= 0 and score > -torch.inf}
 
 
 class LifelongEditor:
@@ -381,49 +399,31 @@ class LifelongEditor:
         found = anchors.route(torch.tensor([ids]), self.config.threshold)[0]
         threshold = self.config.threshold
         if not found:
-            expert = self._routed(ids) if self.config.routing == "kv_anchor" else None
+            expert = acting(self._routed(ids)) if self.config.routing == "kv_anchor" else None
             near = max(anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
             if near is None:
                 return Explanation(prompt, None, expert, 0.0, None, "")
             return Explanation(prompt, None, expert, near.score, threshold or near.threshold, "")
-        expert = self._routed(ids)
+        route = self._routed(ids)
+        expert = acting(route)
+        asked = asked_for(route)
         matches = [each for match in reversed(found) for each in (match, *match.rivals)]
-        asked = self._asked(ids, matches)
         match = next((match for match in matches if match.expert == expert), None)
         if match is None:  # of those that are not asked for, the one that comes nearest
             match = max(matches, key=lambda match: asked.get(match.edit, (0.0, 0.0))[0])
         entry = next(entry for entry in self.edits() if entry["id"] == match.edit)
         text = self.tokenizer.decode(ids[max(match.first, 0) : match.last + 1])
         entry = entry if entry["expert"] == expert else None
-        relation = (None, None) if match.is_prompt else asked.get(match.edit, (None, None))
+        relation = asked.get(match.edit, (None, None))
         return Explanation(prompt, entry, expert, match.score, threshold or match.threshold, text, *relation)
 
-    def _asked(self, ids: list[int], matches: list[Match]) -> dict[int, tuple[float, float]]:
-        """How surely a prompt asks for what edits are about, with the threshold of each."""
-        relations = self._relations
-        if relations is None or not len(relations):
-            return {}
-        row = relations.rows_of(torch.tensor([match.edit for match in matches], device=relations.edit.device))
-        features = prompt_features(
-            self.root, self.tuner.context, self.adapter_name, [ids], self.tokenizer.pad_token_id
-        )
-        score = relations.score(relations.keys[row].float(), relations.embed(features))[:, 0].tolist()
-        own = self.config.relation_threshold
-        threshold = relations.threshold[row].tolist() if own is None else [own] * len(row)
-        known = zip(matches, row.tolist(), score, threshold, strict=True)
-        return {match.edit: (asked, lowest) for match, index, asked, lowest in known if index >= 0}
-
     @torch.no_grad()
-    def _routed(self, ids: list[int]) -> int | None:
-        """The expert that answers a prompt."""
+    def _routed(self, ids: list[int]) -> Route | None:
+        """The route of a prompt, when the prompt has passed the model."""
         context, batch = self.tuner.context, torch.tensor([ids], device=self.root.get_input_embeddings().weight.device)
         with evaluating(self.root), context.generation(self.root, (batch,), {}):
             self.root(input_ids=batch, use_cache=False)
-            route = context.pinned_routes[self.adapter_name]
-        if route is None:
-            return None
-        acts = route.final.gates[0] > 0
-        return int(route.final.experts[0, acts][-1]) if acts.any() else None
+            return context.pinned_routes.get(self.adapter_name)
 
     @contextmanager
     def without(self, edit_ids: set[int]):

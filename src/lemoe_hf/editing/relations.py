@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.reference import reference_relations
-from ..routing.context import RoutingContext
-from ..routing.relations import LabelledPrompts, Relations, features_of
+from ..routing.context import RoutingContext, first_tensor
+from ..routing.relations import TURNED_AWAY, LabelledPrompts, Relations, features_of
 from .activations import batch_of
 
 
 logger = logging.get_logger(__name__)
 
 PROMPTS_AT_ONCE = 64
+VERSION = 1  # of what is kept; to be raised with every change to how it comes about
 
 
 class Enough(Exception):
@@ -53,7 +56,7 @@ def prompt_features(
         hidden: list[torch.Tensor] = []
 
         def record(block: nn.Module, args: tuple, kwargs: dict, last=last, hidden=hidden) -> None:
-            states = args[0] if args else next(iter(kwargs.values()))
+            states = first_tensor(args, kwargs)
             hidden.append(states[torch.arange(len(states), device=states.device), last.to(states.device)])
             if block is taps[-1]:
                 raise Enough
@@ -105,16 +108,19 @@ def fit_relations(
         setattr(relations, name, torch.tensor(tokens, dtype=torch.int32, device=features.device))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{id(relations)}")
+        part = path.with_suffix(f".{os.getpid()}")
         save_file({name: tensor.cpu().contiguous() for name, tensor in relations.named_buffers()}, part)
         part.replace(path)
-    except OSError as error:  # the adapter holds it as well: only the next new one has to wait again
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # the adapter holds it as well: only the next new one has to wait again
         logger.warning(f"{path} cannot be written ({error}); the next new adapter learns the relations again.")
 
 
 def digest(root: nn.Module, taps: list[nn.Module], prompts: list[list[int]]) -> str:
     """Of all that decides the outcome: the prompts' tokens, and a sample of the weights below the last layer looked at."""
-    found = hashlib.sha256(repr(prompts).encode())
+    found = hashlib.sha256(repr((VERSION, TURNED_AWAY, prompts)).encode())
     for module in (root.get_input_embeddings(), *taps):
         weight = next(module.parameters()).detach().flatten()
         found.update(str(weight.dtype).encode() + weight[:: len(weight) // 4096 + 1].float().cpu().numpy().tobytes())

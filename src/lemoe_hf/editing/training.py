@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..routing.context import Route
+from ..routing.route import Route
 from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch
 from .arguments import EditingArguments

@@ -1,5 +1,6 @@
 from .anchors import Anchors
-from .context import Route, RoutingContext
+from .context import RoutingContext
+from .route import Route
 
 
 __all__ = ["Anchors", "Route", "RoutingContext"]

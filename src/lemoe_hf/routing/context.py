@@ -5,173 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-
-from .relations import Relations, features_of
-
-
-@dataclass
-class Candidates:
-    """
-    Edits of the subjects that prompts name: an edit acts only where the prompt asks for what the edit is about.
-
-    Axes: `b` batch, `s` slots of the route, `c` edits of one subject, `t` columns of the prompt, `k` as in [`Relations`].
-
-    Args:
-        relations ([`Relations`]): What tells.
-        experts (`torch.Tensor` of shape `(b, s, c)`): The edits' experts.
-        keys (`torch.Tensor` of shape `(b, s, c, k)`): What the edits are about.
-        threshold (`torch.Tensor` of shape `(b, s, c)`): Lowest score of each; infinite where there is no edit.
-        named_at (`torch.Tensor` of shape `(b, s)`): Column at which the subject ends.
-        asked (`torch.Tensor` of shape `(b, s, t)`): Columns at which a question about the subject may end.
-    """
-
-    relations: Relations
-    experts: torch.Tensor
-    keys: torch.Tensor
-    threshold: torch.Tensor
-    named_at: torch.Tensor
-    asked: torch.Tensor
-    hidden: list[torch.Tensor] = field(default_factory=list)
-
-    def repeat(self, times: int) -> Candidates:
-        fields = ("experts", "keys", "threshold", "named_at", "asked")
-        repeated = {name: getattr(self, name).repeat_interleave(times, 0) for name in fields}
-        return replace(self, hidden=[], **repeated)
-
-
-@dataclass
-class Route:
-    """
-    Which experts act on which columns of a batch.
-
-    Axes: `b` batch, `s` slots. Slots of a row that follow one another (nearest anchor) have disjoint columns; slots that
-    are mixed (top-k of the KV anchors) share them.
-
-    Args:
-        experts (`torch.Tensor` of shape `(b, s)`): Index in the bank of committed experts, then in the open ones.
-        gates (`torch.Tensor` of shape `(b, s)`): Weight of each expert, 0 where the row is deferred to the base model.
-        start (`torch.Tensor` of shape `(b, s)`):
-            First column on which the expert acts, counting padding and the cache; `ENDLESS` until the prompt asks for one
-            of the `candidates`.
-        end (`torch.Tensor` of shape `(b, s)`): First column on which it does not act any more.
-        num_committed (`int`): Experts from this index on are open ones.
-        uses_open (`bool`): Whether any slot holds an open expert.
-        last_start (`int`): Largest `start`: beyond it nothing but the final slots acts.
-        candidates ([`Candidates`], *optional*): Edits that act where they are asked for.
-    """
-
-    experts: torch.Tensor
-    gates: torch.Tensor
-    start: torch.Tensor
-    end: torch.Tensor
-    num_committed: int = 0
-    uses_open: bool = False
-    last_start: int = 0
-    candidates: Candidates | None = None
-    column: int = 0
-    final: Route | None = None
-
-    ENDLESS = 2**31 - 1
-
-    def gates_at(self, num_columns: int) -> torch.Tensor:
-        """Gates of shape `(b, s, t)` for the `t` columns from `column` on."""
-        if self.column > self.last_start:
-            return self.gates[:, :, None].expand(-1, -1, num_columns)
-        column = self.column + torch.arange(num_columns, device=self.gates.device)
-        acts = (self.start[:, :, None] <= column) & (column < self.end[:, :, None])
-        return self.gates[:, :, None] * acts
-
-    def seal(self) -> None:
-        """Keep aside what is left of the route when the prompt is over: the slots without an end."""
-        lasts = self._lasts()
-        self.final = replace(
-            self,
-            experts=self.experts[:, lasts],
-            gates=self._final_gates(lasts),
-            start=self.start[:, lasts],
-            end=self.end[:, lasts],
-            candidates=None,
-            column=self.last_start + 1,
-        )
-
-    def _lasts(self) -> torch.Tensor:
-        """Slots that may act when the prompt is over, of shape `(s,)`: any, as long as they may still be asked for."""
-        lasts = (self.end == self.ENDLESS).any(0)
-        return lasts if self.candidates is None else torch.ones_like(lasts)
-
-    def _final_gates(self, lasts: torch.Tensor) -> torch.Tensor:
-        return (self.gates * (self.end == self.ENDLESS) * (self.start < self.ENDLESS))[:, lasts]
-
-    def decide(self) -> None:
-        """
-        Let each slot that waits take the edit that its prompt asks for, from the hidden states that were recorded.
-
-        Of the edits of one subject, the one that is asked for first acts, and among several at one column the one with
-        the highest score; so do those of several subjects that stand in one question.
-        """
-        candidates = self.candidates
-        features = features_of(candidates.hidden)
-        candidates.hidden.clear()
-        asked = candidates.asked[:, :, self.column : self.column + features.shape[1]]
-        asked = asked & (self.start == self.ENDLESS)[..., None]
-        columns = asked.any(1).any(0).nonzero().flatten()  # of few of them the scores are needed
-        embedded = candidates.relations.embed(features[:, columns.to(features.device)]).to(asked.device)
-        score = candidates.relations.score(candidates.keys.flatten(1, 2), embedded).unflatten(1, (asked.shape[1], -1))
-        score -= 1e-4 * torch.arange(score.shape[2], device=score.device)[:, None]  # of equals the first, the latest
-        score = score.masked_fill(~asked[:, :, None, columns] | (score < candidates.threshold[..., None]), -torch.inf)
-        score, best = score.max(2)
-        if not len(columns) or not torch.isfinite(score).any():
-            return
-        column = torch.isfinite(score).long().argmax(-1)  # the first one
-        score = score.gather(2, column[..., None])[..., 0]
-        start = torch.where(torch.isfinite(score), self.column + columns[column], self.ENDLESS)
-        beaten = (start[:, :, None] == start[:, None]) & (score[:, None] > score[:, :, None])
-        start = start.masked_fill(beaten.any(-1), self.ENDLESS)
-        opens = start < self.ENDLESS
-        expert = candidates.experts.gather(2, best.gather(2, column[..., None]))[..., 0]
-        # In place: the route that is kept with the cache, and what is left of it for decoding, are to know.
-        self.experts.copy_(torch.where(opens, expert, self.experts))
-        self.start.copy_(torch.where(opens, start, self.start))
-        later = torch.where(start[:, None] > self.start[:, :, None], start[:, None], self.ENDLESS).amin(-1)
-        self.end.copy_(torch.minimum(self.end, later))
-        self._tell_final()
-
-    def _tell_final(self) -> None:
-        if self.final is not None:
-            lasts = self._lasts()
-            self.final.experts.copy_(self.experts[:, lasts])
-            self.final.gates.copy_(self._final_gates(lasts))
-
-    def resume(self, earlier: Route) -> None:
-        """Go on with what an earlier part of the same text has asked for."""
-        mine, theirs = self.candidates, earlier.candidates
-        if mine is None or theirs is None:
-            return
-        same = (mine.named_at[:, :, None] == theirs.named_at[:, None]) & (earlier.start < self.ENDLESS)[:, None]
-        found, slot = (same & (self.start == self.ENDLESS)[..., None]).max(-1)
-        for name in ("experts", "start", "end"):
-            own, known = getattr(self, name), getattr(earlier, name)
-            own.copy_(torch.where(found, known.gather(1, slot), own))
-        self._tell_final()
-
-    def at(self, column: int) -> Route:
-        """The route as it applies from `column` on."""
-        return self.final if column > self.last_start and self.final is not None else replace(self, column=column)
-
-    def repeat(self, batch: int) -> Route:
-        """The route for a batch in which `generate` has repeated every row for its beams or return sequences."""
-        times = batch // self.experts.shape[0]
-        if times == 1:
-            return self
-        fields = ("experts", "gates", "start", "end")
-        repeated = {name: getattr(self, name).repeat_interleave(times, 0) for name in fields}
-        route = replace(self, candidates=self.candidates and self.candidates.repeat(times), **repeated)
-        route.seal()
-        return route
 
 
 Routes = dict  # adapter name -> Route, or None where every row is deferred
@@ -180,16 +17,32 @@ Routes = dict  # adapter name -> Route, or None where every row is deferred
 # time do not see each other's.
 _running: ContextVar[tuple[Routes | None, CacheState | None]] = ContextVar("lemoe_running", default=(None, None))
 # The routes of a whole call of `generate`, or those that an editor in training imposes.
-_pinned: ContextVar[tuple[RoutingContext, Routes] | None] = ContextVar("lemoe_pinned", default=None)
+_pinned: ContextVar[Pinned | None] = ContextVar("lemoe_pinned", default=None)
+
+
+@dataclass
+class Pinned:
+    """Routes that hold for every forward pass, and how many columns of the prompt they were computed from."""
+
+    context: RoutingContext
+    routes: Routes
+    columns: int = 0
 
 
 @dataclass
 class CacheState:
-    """What is kept beside a KV cache: the routes of its rows, and the tokens of the prompt so far (-1 for others)."""
+    """
+    What is kept beside a KV cache: the routes of its rows, and the tokens of the prompt so far (-1 for others).
+
+    `columns` have been seen, as far as the cache does not count them itself; `awaited` are yet to come of the prompt of
+    the `pinned` routes, where it comes in chunks.
+    """
 
     routes: Routes
     ids: torch.Tensor | None
-    columns: int  # how many have been seen, as far as the cache does not count them itself
+    columns: int
+    awaited: int = 0
+    pinned: Pinned | None = None
 
 
 def cache_in(holder) -> object | None:
@@ -207,6 +60,11 @@ def columns_in(cache, state: CacheState | None) -> int:
         return int(cache.get_seq_length())
     except (AttributeError, ValueError):  # no cache, or one that keeps a state and no count
         return state.columns if state is not None else 0
+
+
+def first_tensor(args: tuple, kwargs: dict) -> torch.Tensor:
+    """The hidden states among the arguments of a module."""
+    return next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
 
 
 class RoutingContext:
@@ -266,9 +124,9 @@ class RoutingContext:
             _running.set((routes, None))
 
     @contextmanager
-    def pinned(self, routes: Routes):
-        """Use these routes for every forward pass inside."""
-        token = _pinned.set((self, routes))
+    def pinned(self, routes: Routes, columns: int = 0):
+        """Use these routes, of a prompt of so many columns, for every forward pass inside."""
+        token = _pinned.set(Pinned(self, routes, columns))
         try:
             yield
         finally:
@@ -278,7 +136,7 @@ class RoutingContext:
     def pinned_routes(self) -> Routes:
         """The routes that hold for every forward pass, within `pinned` or `generation`."""
         pinned = _pinned.get()
-        return pinned[1] if pinned is not None and pinned[0] is self else {}
+        return pinned.routes if pinned is not None and pinned.context is self else {}
 
     def generation(self, root: nn.Module, args: tuple, kwargs: dict):
         """Pin the routes of one call of `generate`, computed from its whole prompt."""
@@ -286,7 +144,9 @@ class RoutingContext:
         inputs.setdefault("input_ids", args[0] if args else kwargs.get("inputs"))
         with torch.no_grad():  # as in `generate`: with gradients, a model in training mode would learn the prompt
             ids = self._prompt_ids(root, inputs)
-            return self.pinned({} if ids is None else self._compute(root, ids, inputs, is_whole=True))
+            if ids is None:
+                return self.pinned({})
+            return self.pinned(self._compute(root, ids, inputs, is_whole=True), ids.shape[1])
 
     # ------------------------------------------------------------------------------------------------------------- hooks
 
@@ -302,7 +162,7 @@ class RoutingContext:
         tokens = inputs.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
             self.routes = None
-        elif state is not None and tokens.shape[1] == 1:
+        elif state is not None and tokens.shape[1] == 1 and state.awaited <= 0:
             self.routes = {name: route and route.final for name, route in state.routes.items()}
             if cache is kwargs.get("cache_params"):
                 state.columns += 1
@@ -312,9 +172,14 @@ class RoutingContext:
     def _prefill(self, root, inputs, tokens, cache, state) -> None:
         column = columns_in(cache, state)
         pinned = None if torch.compiler.is_compiling() else _pinned.get()
-        ids = None
-        if pinned is not None and pinned[0] is self:
-            routes = {name: route and route.repeat(tokens.shape[0]) for name, route in pinned[1].items()}
+        pinned = pinned if pinned is not None and pinned.context is self else None
+        ids, awaited = None, 0
+        if pinned is not None:
+            awaited = pinned.columns - column - tokens.shape[1]
+            if state is not None and state.pinned is pinned:
+                routes = state.routes
+            else:
+                routes = {name: route and route.repeat(tokens.shape[0]) for name, route in pinned.routes.items()}
         else:
             ids = self._prompt_ids(root, inputs)
             if column and ids is not None:
@@ -324,11 +189,12 @@ class RoutingContext:
                 ids = torch.cat([past, ids], 1)
             is_whole = inputs.get("labels") is not None
             routes = {} if ids is None else self._compute(root, ids, inputs, is_whole)
-            for name, route in (state.routes if state is not None else {}).items():
-                if route is not None and routes.get(name) is not None:
-                    routes[name].resume(route)
+        if state is not None and state.routes is not routes:
+            for name, earlier in state.routes.items():
+                if earlier is not None and routes.get(name) is not None:
+                    routes[name].resume(earlier, column)
         self.routes = {name: route and route.at(column) for name, route in routes.items()}
-        state = CacheState(routes, ids, column + tokens.shape[1])
+        state = CacheState(routes, ids, column + tokens.shape[1], awaited, pinned)
         if cache is not None:
             cache.lemoe_state = state
         elif not torch.compiler.is_compiling():
@@ -348,14 +214,14 @@ class RoutingContext:
         for name, route in self.routes.items():
             taps = self.taps.get(name, [])
             if route is not None and route.candidates is not None and any(block is tap for tap in taps):
-                route.candidates.hidden.append(args[0] if args else next(iter(kwargs.values())))
+                route.candidates.hidden.append(first_tensor(args, kwargs))
                 if block is taps[-1]:
                     route.decide()
 
     # ----------------------------------------------------------------------------------------------------------- routing
 
     def _prompt_ids(self, root: nn.Module, inputs: dict) -> torch.Tensor | None:
-        """Tokens of shape `(b, t)`, -1 where there is padding or a label."""
+        """Tokens of shape `(b, t)`, -1 where there is padding or a label, -2 for an embedding of no known token."""
         ids = inputs.get("input_ids")
         if ids is None:
             if inputs.get("inputs_embeds") is None:
@@ -370,15 +236,16 @@ class RoutingContext:
         return ids
 
     def _ids_of(self, embeds: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
-        """Tokens of given embeddings, as far as any anchor holds them; -1 for the rest, such as soft prompts."""
-        anchors = [anchor.tokens for layer in self.layers for anchor in layer.lemoe_anchors.values()]
-        vocabulary = torch.cat(anchors).unique().long() if anchors else torch.empty(0, dtype=torch.long)
+        """Tokens of given embeddings, as far as routing looks for them; -2 for the rest, such as soft prompts."""
+        known = [anchors.tokens for layer in self.layers for anchors in layer.lemoe_anchors.values()]
+        known += [relations.stops for layer in self.layers for relations in layer.lemoe_relations.values()]
+        vocabulary = torch.cat(known).unique().long() if known else torch.empty(0, dtype=torch.long)
         if not len(vocabulary):
-            return torch.full(embeds.shape[:2], -1, device=embeds.device)
+            return torch.full(embeds.shape[:2], -2, device=embeds.device)
         vocabulary = vocabulary.to(embeds.device)
         table = embedding(vocabulary).to(embeds.dtype)
         nearest = (embeds @ table.T - table.pow(2).sum(-1) / 2).argmax(-1)
-        return torch.where((table[nearest] == embeds).all(-1), vocabulary[nearest], -1)
+        return torch.where((table[nearest] == embeds).all(-1), vocabulary[nearest], -2)
 
     def _compute(self, root: nn.Module, ids: torch.Tensor, inputs: dict, is_whole: bool) -> Routes:
         """Routes of prompts; `is_whole` says that they end where their tokens do, and hold nothing of an answer."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .context import Route
+from .route import Route
 
 
 class KVRouter(nn.Module):

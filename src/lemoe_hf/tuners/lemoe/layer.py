@@ -15,10 +15,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ... import structure
-from ...routing.anchors import Anchor, Anchors, Match
-from ...routing.context import Candidates, Route, RoutingContext
+from ...routing import nearest_anchor
+from ...routing.anchors import Anchor, Anchors
+from ...routing.context import RoutingContext
 from ...routing.kv_anchor import KVRouter
 from ...routing.relations import Relations
+from ...routing.route import Route
 from .config import LEMoEConfig
 from .experts import Experts
 from .ledger import Bytes
@@ -174,88 +176,22 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
                 last_start=int(start.max()),
             )
         else:
-            route = self._nearest(adapter_name, ids, is_whole)
+            relations = self.lemoe_relations[adapter_name] if config.asks_relation else None
+            route = nearest_anchor.route(
+                self.lemoe_anchors[adapter_name],
+                relations,
+                len(bank),
+                ids,
+                is_whole,
+                config.threshold,
+                config.relation_threshold,
+            )
         if config.routing == "kv_anchor":
             router, router_bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
             learner = route.experts[:, 0] if in_training else None
             uses_open = in_training or self.has_open_edits(adapter_name)
             return router.route(config, router_bank, router.anchors_of(root, ids, inputs), route, uses_open, learner)
         return route
-
-    def _nearest(self, adapter_name: str, ids: torch.Tensor, is_whole: bool) -> Route | None:
-        """The experts of the anchors found; the last one of every row stands in the last slot."""
-        anchors, config = self.lemoe_anchors[adapter_name], self.configs[adapter_name]
-        rows = anchors.route(ids, config.threshold)
-        slots = max((len(row) for row in rows), default=0)
-        if slots == 0:
-            return None
-        table = []
-        for row in rows:
-            ends = [match.start for match in row[1:]] + [Route.ENDLESS]
-            filled = [(match.expert, 1, match.start, end) for match, end in zip(row, ends, strict=False)]
-            table.append([(0, 0, 0, 0)] * (slots - len(row)) + filled)
-        experts, gates, start, end = torch.tensor(table, device=ids.device).unbind(-1)
-        num_committed = len(self.lemoe_bank[adapter_name])
-        named = [[None] * (slots - len(row)) + row for row in rows]
-        route = Route(
-            experts=experts,
-            gates=gates.float(),
-            start=start,
-            end=end,
-            num_committed=num_committed,
-            uses_open=any(each.expert >= num_committed for row in rows for m in row for each in (m, *m.rivals)),
-            last_start=max(match.start for row in rows for match in row),
-        )
-        if adapter_name in self.lemoe_relations:
-            self._ask(adapter_name, route, named, ids, is_whole)
-        return route
-
-    def _ask(
-        self, adapter_name: str, route: Route, named: list[list[Match | None]], ids: torch.Tensor, is_whole: bool
-    ) -> None:
-        """
-        Let a subject alone put nothing in scope: its edits wait until the prompt has asked for what they are about.
-
-        A question ends at its question mark, or where the prompt does. Of a text that may hold a part of an answer,
-        only a question mark tells the end; where there is none, every token behind the subject may be it.
-        """
-        relations, device = self.lemoe_relations[adapter_name], ids.device
-        edits = [[[m.edit for m in (match, *match.rivals)] if match else [] for match in row] for row in named]
-        width = max(len(of_slot) for row in edits for of_slot in row)
-        edit = torch.tensor([[of_slot + [-1] * (width - len(of_slot)) for of_slot in row] for row in edits])
-        row_of_key = relations.rows_of(edit.to(relations.edit.device)).to(device)
-        is_subject = torch.tensor([[match is not None and not match.is_prompt for match in row] for row in named])
-        waits = is_subject.to(device) & (row_of_key[:, :, 0] >= 0)
-        if not waits.any():
-            return
-        experts = [[[m.expert for m in (match, *match.rivals)] if match else [] for match in row] for row in named]
-        expert = torch.tensor([[of_slot + [0] * (width - len(of_slot)) for of_slot in row] for row in experts])
-        # A subject that is named after the end of a sentence takes over; within a sentence, what is asked decides.
-        stops = torch.isin(ids, relations.stops.to(ids)).long().cumsum(1)
-        stops_before = stops.gather(1, (route.start - 1).clamp(min=0))
-        cuts = (stops_before[:, None] > stops_before[:, :, None]) | ~waits[:, None]
-        cuts &= (route.start[:, None] > route.start[:, :, None]) & (route.gates > 0)[:, None]
-        route.end.copy_(torch.where(cuts, route.start[:, None], Route.ENDLESS).amin(-1))
-        column = torch.arange(ids.shape[1], device=device)
-        behind = (column >= route.start[..., None]) & (column < route.end[..., None]) & (ids >= 0)[:, None]
-        asked = behind & torch.isin(ids, relations.marks.to(ids))[:, None]
-        if is_whole:
-            asked |= behind & (column == torch.where(ids >= 0, column, -1).amax(1)[:, None])[:, None]
-        else:
-            asked |= behind & ~asked.any(-1, keepdim=True)
-        threshold = relations.threshold[row_of_key.clamp(min=0)].to(device)
-        if self.configs[adapter_name].relation_threshold is not None:
-            threshold = torch.full_like(threshold, self.configs[adapter_name].relation_threshold)
-        route.candidates = Candidates(
-            relations,
-            experts=expert.to(device),
-            keys=relations.keys[row_of_key.clamp(min=0)].float().to(device),
-            threshold=threshold.masked_fill(row_of_key < 0, torch.inf),
-            named_at=route.start.clone(),
-            asked=asked,
-        )
-        route.start.masked_fill_(waits, Route.ENDLESS)
-        route.last_start = ids.shape[1] - 1 if is_whole else Route.ENDLESS
 
     def _observe(
         self, adapter_name: str, ids: torch.Tensor, labels: torch.Tensor | None, bos: int | None
@@ -362,8 +298,13 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
                     f"The adapter's weights are damaged: {container} has unequal numbers of experts, {sizes}."
                 )
         if adapter_name in self.lemoe_anchors:
-            prefix = f"lemoe_anchors.{adapter_name}."
-            Anchors.check({key.removeprefix(prefix): value for key, value in state_dict.items() if prefix in key})
+            for container, kind in (("lemoe_anchors", Anchors), ("lemoe_relations", Relations)):
+                prefix = f"{container}.{adapter_name}."
+                stored = {
+                    key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)
+                }
+                if stored:
+                    kind.check(stored)
 
     def fit_to(self, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
         """Resize every tensor of an adapter to what a state dict, with keys relative to this layer, holds for it."""

@@ -1,0 +1,433 @@
+"""An editor that learns, once for a base model, what prompts ask for, and gates its edits by that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from peft import PeftModel
+from safetensors import SafetensorError
+
+from facts import FACTS, editor_for, learner, plain
+from lemoe_hf import Edit, LEMoEConfig, LifelongEditor
+from lemoe_hf.data.reference import reference_relations
+from lemoe_hf.editing import editor as editor_module
+from lemoe_hf.editing import relations as learning
+from lemoe_hf.editing.relations import digest, prompt_features
+from tiny import PAD, adapter_state, assert_same, logits
+
+
+# What is asked of the facts' subjects otherwise; and an edit that is found by its whole prompt alone.
+OTHERS = [
+    "Does Shmavon Vardanyan like tea?",
+    "Where does Shmavon Vardanyan come from?",
+    "Zembla has its seat of government in",
+    "Who runs the Quorvex Institute?",
+    "How old is the Quorvex Institute?",
+    "Ulmenkirch is famous for",
+    "When was Port Ellen founded?",
+    "Tom Ashford was born in",
+]
+NAMELESS = Edit("two and two make", "five")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory):
+    """A cache of this module's own, and every ninth of the package's relations, which are learned in no time."""
+    few = tuple(entry for entry in reference_relations() if entry[0] % 9 == 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning, "reference_relations", lambda: few)
+        patch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("relations")))
+        yield Path(constants.HF_HOME)
+
+
+@pytest.fixture(scope="module")
+def stored(tokenizer, cache_home) -> Path:
+    """Learn for the tiny model that all tests use; the file in the cache."""
+    before = set(cache_home.rglob("*"))
+    asking_editor(tokenizer).prepare()
+    (path,) = set(cache_home.rglob("*.safetensors")) - before
+    return path
+
+
+@pytest.fixture
+def fails_to_learn(monkeypatch):
+    def refuse(*args):
+        raise AssertionError("learns again")
+
+    monkeypatch.setattr(learning, "prompt_features", refuse)
+
+
+def asking_editor(tokenizer, arguments=None, **config) -> LifelongEditor:
+    return editor_for(tokenizer, arguments or plain(max_steps=3), relation_gate=True, **config)
+
+
+def answered(editor, prompts=OTHERS) -> list[bool]:
+    """Which prompts an edit answers."""
+    with editor.model.disable_adapter():
+        base = logits_of(editor, prompts)
+    return [not torch.equal(now, then) for now, then in zip(logits_of(editor, prompts), base, strict=True)]
+
+
+def logits_of(editor, prompts) -> list[torch.Tensor]:
+    """With labels, so that the whole text is a prompt, as for `generate`."""
+    ids = [editor.tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in prompts]
+    return [logits(editor.model, row, labels=torch.full_like(row, -100)) for row in ids]
+
+
+def halfway(editor) -> float:
+    """A threshold that lets through half of what is asked."""
+    scores = sorted(editor.explain(prompt).relation_score for prompt in OTHERS)
+    return (scores[3] + scores[4]) / 2
+
+
+# ------------------------------------------------------------------------------------------------------------- learning
+
+
+@pytest.mark.usefixtures("stored", "fails_to_learn")
+def test_what_was_learned_is_found_in_the_cache(tokenizer, stored):
+    written = stored.stat().st_mtime_ns
+    editor = asking_editor(tokenizer)
+    editor.prepare()
+    assert editor._relations.is_fitted
+    assert editor._relations.thresholds.isfinite().all()
+    assert stored.stat().st_mtime_ns == written
+    with pytest.raises(AssertionError, match="learns again"):  # for another place of the bypass
+        asking_editor(tokenizer, layers_to_transform=[1]).prepare()
+
+
+def test_what_is_found_in_the_cache_is_what_was_learned(tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    first, second = asking_editor(tokenizer), asking_editor(tokenizer)
+    for editor in (first, second):
+        editor.prepare()
+    assert_same(dict(second._relations.named_buffers()), dict(first._relations.named_buffers()))
+    asks = {name: getattr(first._relations, name).tolist() for name in ("marks", "stops")}
+    (mark,), (stop,) = (tokenizer(text)["input_ids"] for text in ("?", "."))
+    assert mark in asks["marks"]
+    assert stop not in asks["marks"]
+    assert {mark, stop} <= set(asks["stops"])
+
+
+def test_the_file_is_of_a_base_model_a_place_and_a_tokenizer(tokenizer):
+    def name(editor, ids=((5, 6), (7,))):
+        return digest(editor.root, editor.tuner.context.taps["default"], [list(row) for row in ids])
+
+    one, same, elsewhere = (asking_editor(tokenizer, **config) for config in ({}, {}, {"layers_to_transform": [1]}))
+    other = asking_editor(tokenizer)
+    next(other.tuner.context.taps["default"][0].parameters()).data[0, 0] += 1
+    embedding = asking_editor(tokenizer)
+    embedding.root.get_input_embeddings().weight.data[0, 0] += 1
+    same.root.lm_head.weight.data += 1  # lies above
+    assert name(same) == name(one)
+    names = [name(one), name(elsewhere), name(other), name(embedding), name(one, [(5,), (6, 7)])]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("failure", ["no folder", "no file"])
+def test_a_cache_that_cannot_be_written_costs_a_warning(tokenizer, monkeypatch, tmp_path, failure):
+    """`SafetensorError` is what `save_file` raises where it may not write."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "file" if failure == "no folder" else tmp_path))
+    if failure == "no file":
+        monkeypatch.setattr(
+            learning, "save_file", lambda *args: _raise(SafetensorError("I/O error: Permission denied"))
+        )
+    warnings = []
+    monkeypatch.setattr(learning.logger, "warning", warnings.append)
+    editor = asking_editor(tokenizer)
+    editor.edit(FACTS[0])
+    assert len(editor._relations) == 1
+    (warning,) = warnings
+    assert "cannot be written" in warning
+
+
+def _raise(error: BaseException):
+    raise error
+
+
+def test_features_are_of_each_prompts_last_token(tokenizer):
+    """In any order and company, from the base model alone, and without running what lies above."""
+    editor = asking_editor(tokenizer)
+    context, taps = editor.tuner.context, editor.tuner.context.taps["default"]
+    ran, states = [], []
+    for i, block in enumerate(editor.root.model.layers):
+        block.register_forward_hook(lambda *args, i=i: ran.append(i))
+    prompts = [[20, 21, 22, 23, 24], [30, 31], [40, 41, 42]] * 25
+    together = prompt_features(editor.root, context, "default", prompts, PAD)
+    assert set(ran) == {0, 1, 2}  # the bypass is in layer 3
+    for prompt, features in zip(prompts[:3], together, strict=False):
+        alone = prompt_features(editor.root, context, "default", [prompt], PAD)[0]
+        torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-4)
+        hooks = [tap.register_forward_pre_hook(lambda block, args: states.append(args[0][0, -1])) for tap in taps]
+        logits(editor.root, prompt)
+        for hook in hooks:
+            hook.remove()
+        by_layer = features.unflatten(0, (len(taps), -1))
+        for own, hidden in zip(by_layer, states[-len(taps) :], strict=True):
+            torch.testing.assert_close(own * hidden.pow(2).mean().sqrt(), hidden, rtol=1e-3, atol=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------------------------- keys
+
+
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize("config", [{}, {"edits_per_expert": 4, "expert_dim": 8}], ids=["alone", "shared"])
+def test_every_edit_with_a_subject_leaves_a_key(tokenizer, config):
+    editor = asking_editor(tokenizer, plain(max_steps=3, batch_size=3), **config)
+    edits = [*FACTS[:2], NAMELESS, *FACTS[2:]]
+    editor.edit(edits)
+    relations = editor._relations
+    assert relations.edit.tolist() == [0, 1, 3, 4, 5, 6]
+    assert relations.rows_of(torch.tensor([2])).tolist() == [-1]
+    question, statement = relations.thresholds.tolist()
+    assert relations.threshold.tolist() == [question, statement, question, statement, question, statement]
+    assert editor.config.num_relation_keys == 6
+    prompts = [tokenizer(fact.prompt)["input_ids"] for fact in FACTS]
+    embedded = relations.embed(prompt_features(editor.root, editor.tuner.context, "default", prompts, PAD))
+    torch.testing.assert_close(relations.keys.float(), embedded, rtol=0, atol=1e-2)
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_stream_of_edits_leaves_the_keys_of_a_batch(tokenizer):
+    stream, batch = asking_editor(tokenizer), asking_editor(tokenizer)
+    for fact in FACTS[:3]:
+        stream.edit(fact)
+    batch.edit(FACTS[:3])
+    torch.testing.assert_close(stream._relations.keys, batch._relations.keys, rtol=0, atol=1e-2)
+    assert torch.equal(stream._relations.threshold, batch._relations.threshold)
+    assert stream._relations.edit.tolist() == batch._relations.edit.tolist() == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_training_that_fails_leaves_no_key(tokenizer, monkeypatch):
+    editor = asking_editor(tokenizer)
+    editor.edit(FACTS[:2])
+    before = adapter_state(editor.model)
+    with monkeypatch.context() as patch:
+        patch.setattr(editor_module, "train_experts", lambda *args: _raise(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            editor.edit(FACTS[2:4])
+    assert_same(adapter_state(editor.model), before)
+    editor.edit(FACTS[4])
+    assert editor._relations.edit.tolist() == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize("edit", [0, 1, 2])
+def test_undo_takes_the_key_along(tokenizer, edit):
+    editor = asking_editor(tokenizer, relation_threshold=-1e9)
+    editor.edit(FACTS[:3])
+    before = dict(editor._relations.named_buffers())
+    own = [prompt for prompt in OTHERS if FACTS[edit].subject in prompt]
+    assert all(answered(editor, own))
+    editor.undo(edit)
+    kept = [row for row in range(3) if row != edit]
+    for name in ("keys", "edit", "threshold"):
+        assert torch.equal(getattr(editor._relations, name), before[name][kept]), name
+    assert editor.config.num_relation_keys == 2
+    assert not any(answered(editor, own))
+    assert all(answered(editor, [fact.prompt for fact in (FACTS[row] for row in kept)]))
+    editor.edit(FACTS[3])
+    assert len(editor._relations) == len(editor._relations.edit.unique()) == 3
+
+
+# ------------------------------------------------------------------------------------------------------------- deciding
+
+
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize(("threshold", "share"), [(-1e9, 1), (1e9, 0)])
+def test_a_threshold_set_by_hand_is_obeyed(tokenizer, threshold, share):
+    """But an edit's own prompt is always answered."""
+    editor = asking_editor(tokenizer, relation_threshold=threshold)
+    editor.edit(FACTS)
+    assert answered(editor) == [bool(share)] * len(OTHERS)
+    assert all(answered(editor, [fact.prompt for fact in FACTS]))
+
+
+@pytest.mark.usefixtures("stored", "fails_to_learn")
+def test_without_the_gate_nothing_is_learned_or_stored(tokenizer):
+    editor = editor_for(tokenizer, relation_gate=False)
+    editor.edit(FACTS)
+    assert not any("lemoe_relations" in name for name in adapter_state(editor.model))
+    assert editor.config.num_relation_keys == 0
+    assert all(answered(editor))
+    found = editor.explain(OTHERS[0])
+    assert (found.relation_score, found.relation_threshold) == (None, None)
+    assert "asks" not in str(found)
+
+
+@pytest.mark.usefixtures("stored")
+def test_edits_made_without_the_gate_and_with_it_are_trained_alike(tokenizer):
+    experts = []
+    for gate in (True, False):
+        editor = editor_for(tokenizer, relation_gate=gate)
+        editor.edit(FACTS[:2])
+        experts.append({name: tensor for name, tensor in adapter_state(editor.model).items() if "_bank" in name})
+    assert_same(*experts)
+
+
+def from_pretrained(editor, folder, **options) -> LifelongEditor:
+    model = PeftModel.from_pretrained(learner().unload(), folder, **options)
+    return LifelongEditor(model.eval(), editor.tokenizer, editor.arguments)
+
+
+def load_adapter(editor, folder) -> LifelongEditor:
+    """Beside an adapter that has learned and edited something else."""
+    other = asking_editor(editor.tokenizer)
+    other.edit([Edit("Zembla is ruled by", "Ottokar", subject="Zembla")])
+    other.model.load_adapter(folder, "loaded")
+    other.model.set_adapter("loaded")
+    return LifelongEditor(other.model.eval(), editor.tokenizer, editor.arguments, "loaded")
+
+
+def load_over(editor, folder) -> LifelongEditor:
+    """In place of an adapter with fewer keys."""
+    other = asking_editor(editor.tokenizer)
+    other.edit(FACTS[5])
+    other.model.load_adapter(folder, "default")
+    return LifelongEditor(other.model.eval(), editor.tokenizer, editor.arguments)
+
+
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize(
+    "load",
+    [
+        from_pretrained,
+        lambda editor, folder: from_pretrained(editor, folder, low_cpu_mem_usage=True),
+        load_adapter,
+        load_over,
+    ],
+    ids=["from_pretrained", "low_cpu_mem_usage", "load_adapter", "load_over"],
+)
+def test_a_loaded_adapter_decides_as_the_saved_one_and_goes_on(tokenizer, tmp_path, monkeypatch, load):
+    editor = asking_editor(tokenizer)
+    editor.edit([*FACTS[:5], NAMELESS])
+    middle = halfway_between_keys(editor)
+    assert len(set(answered(editor))) == 2
+    editor.save_pretrained(tmp_path)
+    loaded = load(editor, tmp_path)
+    monkeypatch.setattr(learning, "prompt_features", lambda *args: 1 / 0)  # there is nothing left to learn
+    expected = dict(editor._relations.named_buffers())
+    assert_same(dict(loaded._relations.named_buffers()), expected)
+    assert {name: tensor.dtype for name, tensor in loaded._relations.named_buffers()} == {
+        name: tensor.dtype for name, tensor in expected.items()
+    }
+    assert loaded.config.relation_threshold is None
+    assert middle == loaded._relations.threshold[0]
+    for one, other in zip(logits_of(loaded, OTHERS), logits_of(editor, OTHERS), strict=True):
+        assert torch.equal(one, other)
+    for each in (loaded, editor):
+        each.edit(FACTS[5])
+    assert_same(dict(loaded._relations.named_buffers()), dict(editor._relations.named_buffers()))
+    loaded.undo(0)
+    assert loaded._relations.edit.tolist() == [1, 2, 3, 4, 6]
+
+
+def halfway_between_keys(editor) -> float:
+    """Give every edit a threshold that lets through half of what is asked, and return it."""
+    scores = sorted(editor.explain(prompt).relation_score for prompt in OTHERS[:-1])
+    editor._relations.threshold.fill_((scores[2] + scores[3]) / 2)
+    return editor._relations.threshold[0]
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_threshold_of_the_config_is_saved(tokenizer, tmp_path):
+    editor = asking_editor(tokenizer, relation_threshold=-1.25)
+    editor.edit(FACTS[0])
+    editor.save_pretrained(tmp_path)
+    config = LEMoEConfig.from_pretrained(tmp_path)
+    assert config.relation_threshold == -1.25
+    assert config.relation_gate
+    assert config.num_relation_keys == 1
+
+
+# ------------------------------------------------------------------------------------------------------- looking at it
+
+
+@pytest.fixture
+def explained(tokenizer, stored) -> LifelongEditor:
+    editor = asking_editor(tokenizer)
+    editor.edit(FACTS)
+    editor.config.relation_threshold = halfway(editor)
+    return editor
+
+
+def test_explain_tells_what_is_asked_and_from_which_score_on(explained):
+    threshold = explained.config.relation_threshold
+    for prompt, answers in zip(OTHERS, answered(explained), strict=True):
+        found = explained.explain(prompt)
+        assert found.deferred is not answers
+        assert found.relation_threshold == threshold
+        assert (found.relation_score >= threshold) is answers
+        assert (found.entry is not None) is answers
+        asks = f"asks for what it is about by {found.relation_score:.1f}, threshold {threshold:.1f}"
+        if answers:
+            assert FACTS[found.entry["id"]].subject in prompt
+            assert str(found).endswith(f"; {asks}.")
+        else:
+            assert str(found).endswith(
+                f"the base model answers ({found.matched!r} was edited, but the prompt {asks})."
+            )
+    assert sum(answered(explained)) == 4
+
+
+def test_explain_tells_the_edits_own_threshold_where_the_config_has_none(explained):
+    explained.config.relation_threshold = None
+    found = [explained.explain(prompt) for prompt in (OTHERS[0], OTHERS[2])]
+    thresholds = explained._relations.thresholds.tolist()
+    assert [each.relation_threshold for each in found] == thresholds
+
+
+def test_explain_asks_nothing_of_an_edits_own_prompt(explained):
+    found = explained.explain(FACTS[1].prompt)
+    assert found.entry["id"] == 1
+    assert (found.relation_score, found.relation_threshold) == (None, None)
+    assert "asks" not in str(found)
+
+
+def test_explain_names_the_nearest_of_several_edits_of_a_subject(explained):
+    """Whether one of them answers or none."""
+    explained.edit(Edit("The ruler of Zembla is", "Ottokar", subject="Zembla"))
+    scores = []
+    for without in (6, 1):
+        with explained.without({without}):
+            scores.append(explained.explain(OTHERS[2]).relation_score)
+    best = scores.index(max(scores))
+    for threshold in (-1e9, 1e9):
+        explained.config.relation_threshold = threshold
+        found = explained.explain(OTHERS[2])
+        assert found.relation_score == pytest.approx(max(scores), abs=1e-3)
+        assert found.deferred is (threshold > 0)
+        assert found.deferred or found.entry["id"] == (1, 6)[best]
+
+
+def test_explain_scores_the_question_that_decided(explained):
+    """Which may end at a question mark, before the prompt does."""
+    question = OTHERS[1]
+    asked = explained.explain(question).relation_score
+    explained.config.relation_threshold = asked - 0.1
+    found = explained.explain(f"{question} Answer:")
+    assert not found.deferred
+    assert found.relation_score == pytest.approx(asked, abs=1e-3)
+
+
+@pytest.mark.usefixtures("stored")
+def test_explain_in_training_mode_is_that_of_the_model_that_answers(tokenizer):
+    """GPT-2 drops out hidden states while it is trained."""
+    editor = asking_editor(tokenizer, family="gpt2")
+    editor.edit(FACTS[0])
+    expected = editor.explain(OTHERS[0])
+    editor.model.train()
+    assert editor.explain(OTHERS[0]) == expected
+
+
+@pytest.mark.parametrize("gate", [True, False])
+@pytest.mark.usefixtures("stored")
+def test_explain_while_the_adapter_is_off(tokenizer, gate):
+    editor = editor_for(tokenizer, plain(max_steps=3), relation_gate=gate)
+    editor.edit(FACTS[0])
+    with editor.model.disable_adapter():
+        assert editor.explain(FACTS[0].prompt).expert in (None, 0)
