@@ -1,4 +1,6 @@
-from lemoe_hf.data import reference_prompts
+from collections import Counter
+
+from lemoe_hf.data import reference_prompts, reference_relations
 
 
 def test_reference_prompts_are_many_and_different():
@@ -6,3 +8,15 @@ def test_reference_prompts_are_many_and_different():
     assert len(prompts) >= 150
     assert len(set(prompts)) == len(prompts)
     assert all(prompt == prompt.strip() != "" for prompt in prompts)
+
+
+def test_relations_are_asked_for_in_many_ways():
+    prompts = reference_relations()
+    texts = [text for _, _, text in prompts]
+    assert len(set(texts)) == len(texts) > 6000
+    assert not any("{" in text for text in texts)
+    ways = Counter(relation for relation, _, _ in prompts)
+    assert sorted(ways) == list(range(len(ways)))
+    assert min(ways.values()) >= 10
+    assert all(len({kind for other, kind, _ in prompts if other == relation}) == 1 for relation in (0, 100, 400))
+    assert 0.4 < sum(text.endswith("?") for text in texts) / len(texts) < 0.6

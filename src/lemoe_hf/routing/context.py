@@ -216,7 +216,7 @@ class RoutingContext:
             if route is not None and route.candidates is not None and any(block is tap for tap in taps):
                 route.candidates.hidden.append(first_tensor(args, kwargs))
                 if block is taps[-1]:
-                    route.decide()
+                    route.decide(route.candidates)
 
     # ----------------------------------------------------------------------------------------------------------- routing
 

@@ -192,7 +192,8 @@ class Relations(nn.Module):
         device = self.keys.device
         self.keys = torch.cat([self.keys, embedded.to(self.keys)])
         self.edit = torch.cat([self.edit, torch.tensor(edits, dtype=torch.int32, device=device)])
-        threshold = torch.where(is_question.to(device), *self.thresholds)
+        of_questions, of_statements = self.thresholds
+        threshold = torch.where(is_question.to(device), of_questions, of_statements)
         self.threshold = torch.cat([self.threshold, threshold])
 
     def remove(self, edit: int) -> None:

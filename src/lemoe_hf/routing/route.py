@@ -110,7 +110,7 @@ class Route:
     def _final_gates(self, lasts: torch.Tensor) -> torch.Tensor:
         return (self.gates * (self.end == self.ENDLESS) * (self.start < self.ENDLESS))[:, lasts]
 
-    def decide(self) -> None:
+    def decide(self, candidates: Candidates) -> None:
         """
         Let each slot that waits take the edit that its prompt asks for, from the hidden states that were recorded.
 
@@ -118,7 +118,6 @@ class Route:
         highest score, or of those that come near it the one whose prompt shares most tokens. Where several subjects stand
         in one question, the highest score decides.
         """
-        candidates = self.candidates
         features = features_of(candidates.hidden)
         candidates.hidden.clear()
         asked = candidates.asked[:, :, self.column : self.column + features.shape[1]]
