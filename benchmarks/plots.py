@@ -1,4 +1,4 @@
-"""Draw the pictures of the README from the committed results.
+"""Draw the picture of the README from the committed results.
 
 python benchmarks/plots.py
 """
@@ -50,22 +50,6 @@ def flat_in_the_number_of_edits() -> plt.Figure:
     return figure
 
 
-def quality_against_bytes() -> plt.Figure:
-    figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
-    for row in read("size")["rows"]:
-        axes.plot(row["kb_per_edit"], row["generality_right_expert"], "o", ms=4)
-        axes.annotate(
-            row["expert"],
-            (row["kb_per_edit"], row["generality_right_expert"]),
-            fontsize=6,
-            xytext=(4, -3),
-            textcoords="offset points",
-        )
-    axes.set(xlabel="KB an expert", ylabel="generality, right expert given", xscale="log")
-    return figure
-
-
 if __name__ == "__main__":
-    for name, draw in {"flat": flat_in_the_number_of_edits, "size": quality_against_bytes}.items():
-        draw().savefig(DOCS / f"{name}.svg", metadata={"Date": None})
-        print(DOCS / f"{name}.svg")
+    flat_in_the_number_of_edits().savefig(DOCS / "flat.svg", metadata={"Date": None})
+    print(DOCS / "flat.svg")
