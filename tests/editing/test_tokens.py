@@ -69,17 +69,14 @@ def test_contexts_hold_the_prompt_or_the_subject_elsewhere(tokenizer):
         "Shmavon Vardanyan is",
     ]
     assert [is_whole for *_, is_whole in rows] == [True, False]
-    for prompt, target, start, _ in rows:
-        assert tokenizer.decode(prompt[: start + 1]).endswith("Shmavon Vardanyan")
-        assert tokenizer.decode(target) == " Yemen"
+    assert [tokenizer.decode(target) for _, target, _ in rows] == [" Yemen", " Yemen"]
     assert [len(row) for row in (tokenize_edit(tokenizer, FACT, len(rows[0][0]), contexts).contexts, rows)] == [1, 2]
 
 
 def test_the_chat_template_is_a_context_and_brings_its_own_special_tokens(tokenizer, with_bos):
     with_bos.chat_template = "<eos>user: {{ messages[0].content }}\nassistant:"
-    ((prompt, target, start, is_whole),) = tokenize_edit(with_bos, FACT, 200, ("chat",)).contexts
+    ((prompt, target, is_whole),) = tokenize_edit(with_bos, FACT, 200, ("chat",)).contexts
     assert with_bos.decode(prompt) == f"<eos>user: {FACT.prompt}\nassistant:"
-    assert with_bos.decode(prompt[: start + 1]).endswith("Shmavon Vardanyan")
     assert with_bos.decode(target) == "Yemen"
     assert is_whole
 

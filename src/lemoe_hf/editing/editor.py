@@ -195,7 +195,7 @@ class LifelongEditor:
         Measure what edits need to know of the base model; the first edit does it, unless it was done before.
 
         Telling relations apart takes one pass over six thousand short prompts, for the first adapter of a base model
-        (see `fit_relations`): minutes for a small model on a CPU, seconds on a GPU.
+        (see `fit_relations`), which is minutes on a CPU even for a small model.
         """
         if self._calibration is None:
             self._calibration = Calibration(self.tokenizer)
@@ -314,7 +314,7 @@ class LifelongEditor:
         others = [
             # Elsewhere an expert acts from where its edit was asked for, which is the end of a prompt.
             Sample(prompt, target + end if is_whole else target, 0 if anywhere else len(prompt) - 1, expert, own=False)
-            for prompt, target, _, is_whole in item.contexts
+            for prompt, target, is_whole in item.contexts
         ]
         return [own, *others]
 

@@ -96,12 +96,10 @@ def fit_relations(
         return
     is_question = [text.endswith("?") for _, _, text in labelled]
     features = prompt_features(root, context, adapter_name, prompts, tokenizer.pad_token_id)
-    columns = [
-        torch.tensor(values, device=features.device)
-        for values in (*list(zip(*labelled, strict=True))[:2], is_question)
-    ]
+    relation, kind, _ = zip(*labelled, strict=True)
+    labels = [torch.tensor(values, device=features.device) for values in (relation, kind, is_question)]
     relations.to(features.device)
-    relations.fit(LabelledPrompts(features, *columns))
+    relations.fit(LabelledPrompts(features, *labels))
     texts = [text.rstrip(" ") for text in tokenizer.batch_decode([[token] for token in range(len(tokenizer))])]
     for name, ends in (("marks", ("?",)), ("stops", ("?", ".", "!", "\n"))):
         tokens = [token for token, text in enumerate(texts) if text.endswith(ends)]
@@ -111,10 +109,8 @@ def fit_relations(
         part = path.with_suffix(f".{os.getpid()}")
         save_file({name: tensor.cpu().contiguous() for name, tensor in relations.named_buffers()}, part)
         part.replace(path)
-    except (
-        OSError,
-        SafetensorError,
-    ) as error:  # the adapter holds it as well: only the next new one has to wait again
+    except (OSError, SafetensorError) as error:
+        # The adapter holds it as well: only the next new one has to wait again.
         logger.warning(f"{path} cannot be written ({error}); the next new adapter learns the relations again.")
 
 

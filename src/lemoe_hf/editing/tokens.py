@@ -22,15 +22,15 @@ class TokenizedEdit:
         start (`int`): Column of the subject's last token, from which on the expert acts.
         spans (`list[tuple[tuple[int, ...], bool, int]]`): What to look for in other prompts: tokens, whether they are
             the whole prompt, and the column within them from which on the expert acts.
-        contexts (`list[tuple[list[int], list[int], int, bool]]`): Prompt, target and start again, in other surroundings, and
-            whether they hold the whole prompt rather than the subject alone.
+        contexts (`list[tuple[list[int], list[int], bool]]`): Prompt and target again, in other surroundings, and whether
+            they hold the whole prompt rather than the subject alone.
     """
 
     prompt: list[int]
     target: list[int]
     start: int
     spans: list[tuple[tuple[int, ...], bool, int]]
-    contexts: list[tuple[list[int], list[int], int, bool]]
+    contexts: list[tuple[list[int], list[int], bool]]
 
 
 def continuation(
@@ -87,7 +87,7 @@ def tokenize_edit(
 
 def in_contexts(
     tokenizer: PreTrainedTokenizerBase, edit: Edit, contexts: Sequence[str]
-) -> list[tuple[list[int], list[int], int, bool]]:
+) -> list[tuple[list[int], list[int], bool]]:
     """
     The edit in other surroundings, to train on beside its own prompt.
 
@@ -95,8 +95,7 @@ def in_contexts(
         contexts (`Sequence[str]`): As in [`EditingArguments`].
 
     Returns:
-        For each context that applies: tokens of the text, tokens of the target, the column where the subject ends, and
-        whether the context holds the whole prompt.
+        For each context that applies: tokens of the text, tokens of the target, and whether it holds the whole prompt.
     """
     prompt, target, span = edit.prompt.rstrip(), edit.target_new.strip(), edit.subject_span()
     subject = prompt[slice(*span)] if span else prompt
@@ -114,12 +113,8 @@ def in_contexts(
         else:
             text = context.format(prompt=prompt, subject=subject)
         ids = tokenizer(text, add_special_tokens=special)["input_ids"]
-        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-        lead = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)
-        start = text.rindex(subject)
-        _, last = columns(tokenizer, text, plain, start, start + len(subject))
         is_whole = context == "chat" or "{prompt}" in context
-        rows.append((ids, continuation(tokenizer, text, target, separator, special), lead + last, is_whole))
+        rows.append((ids, continuation(tokenizer, text, target, separator, special), is_whole))
     return rows
 
 

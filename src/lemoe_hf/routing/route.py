@@ -123,16 +123,18 @@ class Route:
         asked = candidates.asked[:, :, self.column : self.column + features.shape[1]]
         asked = asked & (self.start == self.ENDLESS)[..., None]
         columns = asked.any(1).any(0).nonzero().flatten()  # of few of them the scores are needed
+        if not len(columns):
+            return
         embedded = candidates.relations.embed(features[:, columns.to(features.device)]).to(asked.device)
         score = candidates.relations.score(candidates.keys.flatten(1, 2), embedded).unflatten(1, (asked.shape[1], -1))
         score = score.masked_fill(~asked[:, :, None, columns], -torch.inf)
-        candidates.score = torch.maximum(candidates.score, score.amax(-1)) if len(columns) else candidates.score
+        candidates.score = torch.maximum(candidates.score, score.amax(-1))
         score = score.masked_fill(score < candidates.threshold[..., None], -torch.inf)
         # Edits stand in the order of their wordings' likeness to the prompt: of near equals the first is taken.
         near = score >= score.amax(2, keepdim=True) - NEAR
         best = (near & torch.isfinite(score)).long().argmax(2)
         score = score.amax(2)
-        if not len(columns) or not torch.isfinite(score).any():
+        if not torch.isfinite(score).any():
             return
         column = torch.isfinite(score).long().argmax(-1)  # the first one
         score = score.gather(2, column[..., None])[..., 0]
