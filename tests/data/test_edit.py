@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -51,12 +52,67 @@ def test_a_subject_must_stand_in_the_prompt(subject):
         Edit("Where is Berlin?", "Germany", subject=subject)
 
 
-@pytest.mark.parametrize(
-    "field", ["subject", "rephrase_prompt", "locality_prompt", "locality_ground_truth", "ground_truth"]
-)
+@pytest.mark.parametrize("field", ["subject", "ground_truth"])
 def test_a_field_that_is_no_text_is_named(field):
     with pytest.raises(ValueError, match=rf"`{field}` of an edit must be a text; got \['Yemen'\]"):
         Edit("Where is Berlin?", "Germany", **{field: ["Yemen"]})
+
+
+@pytest.mark.parametrize("value", [3, [], ["a", 3], ["a", None], {"a": "b"}])
+@pytest.mark.parametrize("field", ["rephrase_prompt", "locality_prompt", "portability_prompt"])
+def test_prompts_that_are_no_texts_are_named(field, value):
+    with pytest.raises(
+        ValueError, match=re.escape(f"`{field}` of an edit must be a text, or a list of texts; got {value!r}.")
+    ):
+        Edit("Where is Berlin?", "Germany", **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers"),
+    [("a", ["b"]), (["a"], "b"), (["a", "b"], ["c"]), (["a"], ["b", "c"]), (None, "b"), (None, ["b"])],
+)
+@pytest.mark.parametrize("kind", ["locality", "portability"])
+def test_a_ground_truth_has_the_form_of_its_prompts(kind, prompts, answers):
+    with pytest.raises(ValueError, match=rf"`{kind}_ground_truth` must be one text if `{kind}_prompt` is one, else a"):
+        Edit("Where is Berlin?", "Germany", **{f"{kind}_prompt": prompts, f"{kind}_ground_truth": answers})
+
+
+def test_what_follows_from_an_edit_is_not_measured_without_its_answer():
+    with pytest.raises(ValueError, match=r"`portability_prompt` needs a `portability_ground_truth`; got 'a' alone"):
+        Edit("Where is Berlin?", "Germany", portability_prompt="a")
+
+
+def test_probes_are_the_prompts_with_their_answers():
+    edit = Edit(
+        "Where is Zembla?",
+        "North",
+        rephrase_prompt=["Zembla lies", " ", "One finds Zembla"],
+        locality_prompt="Two and two",
+        portability_prompt=["Is Zembla cold?", "Is it south?"],
+        portability_ground_truth=("yes", "no"),
+    )
+    assert edit.probes("rephrase") == [("Zembla lies", "North"), ("One finds Zembla", "North")]
+    assert edit.probes("locality") == [("Two and two", None)]
+    assert edit.probes("portability") == [("Is Zembla cold?", "yes"), ("Is it south?", "no")]
+    local = Edit("a", "b", rephrase_prompt="", locality_prompt="c", locality_ground_truth="d")
+    assert local.probes("locality") == [("c", "d")]
+    assert local.probes("rephrase") == local.probes("portability") == []
+    assert Edit("a", "b", locality_prompt=["c", "d"]).probes("locality") == [("c", None), ("d", None)]
+
+
+def test_several_texts_come_back_from_json_equal_and_hashable():
+    edit = Edit("a", "b", rephrase_prompt=("c",), portability_prompt=["d", "e"], portability_ground_truth=["f", "g"])
+    assert edit.rephrase_prompt == ("c",)
+    assert edit.to_dict() == {
+        "prompt": "a",
+        "target_new": "b",
+        "rephrase_prompt": ["c"],
+        "portability_prompt": ["d", "e"],
+        "portability_ground_truth": ["f", "g"],
+    }
+    again = Edit(**json.loads(json.dumps(edit.to_dict())))
+    assert again == edit
+    assert hash(again) == hash(edit)
 
 
 def test_to_dict_holds_what_is_set_and_makes_the_same_edit():

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from datasets import Dataset
 
 from lemoe_hf import Edit, read_edits
 
@@ -33,8 +34,8 @@ def test_json_lines_and_a_json_list_give_the_same_edits(write):
     assert read_edits(str(write(json.dumps(RECORDS[0])))) == lines[:1]
 
 
-def test_unknown_and_null_keys_are_ignored(write):
-    record = RECORDS[0] | {"portability": {"x": []}, "id": 7, "locality_prompt": None}
+def test_unknown_null_and_empty_keys_are_ignored(write):
+    record = RECORDS[0] | {"portability": {"x": []}, "id": 7, "locality_prompt": None, "portability_prompt": []}
     assert read_edits(write(json.dumps(record))) == [Edit(**RECORDS[0])]
 
 
@@ -93,3 +94,50 @@ def test_a_file_that_is_no_text(write):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing.jsonl"):
         read_edits(tmp_path / "missing.jsonl")
+
+
+def test_records_are_read_from_any_iterable():
+    edits = [Edit(**record) for record in RECORDS]
+    assert read_edits(RECORDS) == read_edits(iter(RECORDS)) == edits
+    assert read_edits(Dataset.from_list(RECORDS[:1])) == edits[:1]
+    with pytest.raises(ValueError, match=r"^record 2: the key `prompt` is missing"):
+        read_edits([RECORDS[0], {"target_new": "b"}])
+    with pytest.raises(ValueError, match=r"^The source holds no edits"):
+        read_edits([])
+
+
+def test_every_record_is_told_by_its_own_keys():
+    mixed = [{"src": "Where is Zembla?", "alt": "North"}, RECORDS[1] | {"src": "somewhere"}]
+    assert read_edits(mixed) == [Edit("Where is Zembla?", "North"), Edit(**RECORDS[1])]
+
+
+def test_a_format_can_be_named():
+    record = {"prompt": "a", "target_new": "b", "update": "c", "ans": "d"}
+    assert read_edits([record]) == [Edit("a", "b")]
+    assert read_edits([record], format="wikibigedit") == [Edit("c", "d")]
+    with pytest.raises(ValueError, match=r"There is no format 'zrse'. Take one of \['counterfact', 'easyedit', "):
+        read_edits([record], format="zrse")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            {"src": "Where is Zembla?"},
+            r"line 1 \(read as `zsre`\): the key `alt` is missing; the record has \['src'\]",
+        ),
+        ({"src": "Where is Zembla?", "alt": ""}, r"line 1 \(read as `zsre`\): `target_new` .* not empty; got ''"),
+        (
+            {"requested_rewrite": "x"},
+            r"line 1 \(read as `counterfact`\): a value is of another form .* \(string indices",
+        ),
+        ({"prompt": "a", "target_new": "b", "portability": {"x": "y"}}, r"line 1: a value is of another form"),
+        (
+            {"requested_rewrite": [{"prompt": "{} is", "subject": "Zembla"}], "questions": []},
+            r"line 1 \(read as `mquake`\): the key `target_true` is missing",
+        ),
+    ],
+)
+def test_a_bad_record_of_any_format_is_named(write, record, message):
+    with pytest.raises(ValueError, match=rf"edits.jsonl, {message}"):
+        read_edits(write(json.dumps(record)))

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
+
+# What measures an edit: one text, or several.
+ONE_OR_SEVERAL = (
+    "rephrase_prompt",
+    "locality_prompt",
+    "locality_ground_truth",
+    "portability_prompt",
+    "portability_ground_truth",
+)
 
 # A capitalised word, or a number that follows one; small words such as "of" may stand between two of them.
 NAME = re.compile(
@@ -31,36 +40,77 @@ class Edit:
         target_new (`str`): What it should answer.
         subject (`str`, *optional*): What the fact is about, a part of `prompt`. It lets other phrasings find the
             edit; left out, it is taken to be the longest name in the prompt.
-        rephrase_prompt (`str`, *optional*): Another phrasing, to measure generality. Never trained on.
-        locality_prompt (`str`, *optional*): An unrelated prompt, to measure locality. Never trained on.
-        locality_ground_truth (`str`, *optional*): The answer to it.
+        rephrase_prompt (`str` or `Sequence[str]`, *optional*):
+            Another phrasing, or several, to measure generality. Never trained on.
+        locality_prompt (`str` or `Sequence[str]`, *optional*):
+            An unrelated prompt, or several, to measure locality. Never trained on.
+        locality_ground_truth (`str` or `Sequence[str]`, *optional*): The answer to it, or one to each of them.
         ground_truth (`str`, *optional*): What was held true before.
+        portability_prompt (`str` or `Sequence[str]`, *optional*):
+            A question whose answer follows from the edit (by another fact, by another name of the subject, by the
+            reversed relation), or several. Never trained on.
+        portability_ground_truth (`str` or `Sequence[str]`, *optional*): The answer to it, or one to each of them.
 
     Raises:
-        ValueError: If prompt or target is empty, a field is no text, or the subject is not a part of the prompt.
+        ValueError: If prompt or target is empty, a field is no text, the subject is not a part of the prompt, or
+            prompts and their ground truth do not match.
     """
 
     prompt: str
     target_new: str
     subject: str | None = None
-    rephrase_prompt: str | None = None
-    locality_prompt: str | None = None
-    locality_ground_truth: str | None = None
+    rephrase_prompt: str | tuple[str, ...] | None = None
+    locality_prompt: str | tuple[str, ...] | None = None
+    locality_ground_truth: str | tuple[str, ...] | None = None
     ground_truth: str | None = None
+    portability_prompt: str | tuple[str, ...] | None = None
+    portability_ground_truth: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "target_new"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"`{name}` of an edit must be a text that is not empty; got {value!r}.")
-        for name, value in self.to_dict().items():
-            if not isinstance(value, str):
+        for name in ("subject", "ground_truth"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
                 raise ValueError(f"`{name}` of an edit must be a text; got {value!r}.")
+        for name in ONE_OR_SEVERAL:
+            value = getattr(self, name)
+            texts = value if isinstance(value, (list, tuple)) else (value,)
+            if value is not None and not (texts and all(isinstance(text, str) for text in texts)):
+                raise ValueError(f"`{name}` of an edit must be a text, or a list of texts; got {value!r}.")
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
         if self.subject is not None and (not self.subject.strip() or self.subject not in self.prompt):
             raise ValueError(
                 f"`subject` must be a part of `prompt`, letter by letter; got {self.subject!r} for {self.prompt!r}. "
                 f"Leave it out to have it found."
             )
+        for kind in ("locality", "portability"):
+            self._check_ground_truth(kind)
+
+    def _check_ground_truth(self, kind: str) -> None:
+        prompts, answers = getattr(self, f"{kind}_prompt"), getattr(self, f"{kind}_ground_truth")
+        if answers is None:
+            if kind == "portability" and prompts is not None:
+                raise ValueError(f"`portability_prompt` needs a `portability_ground_truth`; got {prompts!r} alone.")
+        elif type(prompts) is not type(answers) or len(_several(prompts)) != len(_several(answers)):
+            raise ValueError(
+                f"`{kind}_ground_truth` must be one text if `{kind}_prompt` is one, else a list of as many; "
+                f"got {answers!r} for {prompts!r}."
+            )
+
+    def probes(self, kind: Literal["rephrase", "locality", "portability"]) -> list[tuple[str, str | None]]:
+        """The prompts that measure the edit, each with its answer; `None` where the answer is not known.
+
+        A rephrasing asks for `target_new`. Blank prompts are left out.
+        """
+        prompts = _several(getattr(self, f"{kind}_prompt"))
+        answers: tuple[str | None, ...] = (self.target_new,) * len(prompts)
+        if kind != "rephrase":
+            answers = _several(getattr(self, f"{kind}_ground_truth")) or (None,) * len(prompts)
+        return [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if prompt.strip()]
 
     def subject_span(self) -> tuple[int, int] | None:
         """Where the subject stands in the prompt, as characters; `None` where there is none to be found."""
@@ -78,5 +128,10 @@ class Edit:
         return word.end() if start == 0 and word else start
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that are set."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The fields that are set, as JSON has them."""
+        fields = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def _several(texts: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else texts or ()

@@ -1,34 +1,62 @@
-"""Read edits from files."""
+"""Read edits from files and data sets."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .edit import Edit
+from .formats import FORMATS
 
 
-KEYS = tuple(Edit.__dataclass_fields__)
-
-
-def read_edits(path: str | Path) -> list[Edit]:
+def read_edits(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], format: str | None = None) -> list[Edit]:
     """
-    Read edits from a file of JSON lines, or of one JSON list, with EasyEdit's keys.
+    Read edits in any format of the public editing benchmarks.
 
-    Keys that an [`Edit`] does not have are ignored.
+    | format | told by | target | rephrasings | locality | portability |
+    |---|---|---|---|---|---|
+    | `easyedit` (also WISE) | `target_new` | `target_new` | `rephrase_prompt` | `locality_prompt` | `portability_prompt` |
+    | `knowedit` | `locality` | `target_new`, `labels` | `rephrase_prompt`, `rephrase` | `locality` | `portability` |
+    | `zsre` (of MEND) | `src` | `alt`, else `answers` | `rephrase` | `loc` | `portability` |
+    | `counterfact` | `requested_rewrite` | `target_new` | `paraphrase_prompts` | `neighborhood_prompts` | |
+    | `mquake` (also Remastered) | and `questions` | `target_new` | `question` | | `questions` |
+    | `wikibigedit` | `update`, `ans` | `ans` | `rephrase`, `personas` | `loc` | `mhop` |
+    | `ultraeditbench` | `prompt`, `ans` | `ans` | `rephrase_prompt` | `loc` | |
+
+    Other keys are ignored. A subject that is not literally a part of its prompt is left out, except in `easyedit`. Of
+    several accepted answers the first is taken.
+
+    Args:
+        source (`str`, `os.PathLike` or `Iterable[Mapping]`):
+            A file of JSON lines or of one JSON list, or the records themselves: a list, a `datasets.Dataset`.
+        format (`str`, *optional*): One of the names above. Without it every record is told by its keys.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is not a JSON object, or `prompt` or `target_new` is missing or empty; the message names
-            the file, the line and the key. Also if the file is not UTF-8, or holds no edits.
+        ValueError: If a record is not a JSON object, or its prompt or target is missing or empty; the message names the
+            file, the line and the key. Also if the file is not UTF-8, if there are no edits, or no such format.
+
+    Example:
+
+    ```python
+    >>> read_edits([{"src": "Where is Zembla?", "alt": "In the north", "rephrase": "Zembla lies"}])[0].target_new
+    'In the north'
+
+    ```
     """
-    path = Path(path)
-    edits = [edit_from(record, where) for record, where in records(path)]
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"There is no format {format!r}. Take one of {sorted(FORMATS)}, or leave it out.")
+    if isinstance(source, (str, os.PathLike)):
+        name, found = str(source), records(Path(source))
+    else:
+        name, found = "The source", ((record, f"record {number}") for number, record in enumerate(source, 1))
+    edits = [edit for record, where in found for edit in edits_from(record, where, format)]
     if not edits:
         raise ValueError(
-            f"{path} holds no edits. Write one JSON object a line, with at least `prompt` and `target_new`."
+            f"{name} holds no edits. Write one JSON object a line, with at least `prompt` and `target_new`."
         )
     return edits
 
@@ -57,16 +85,19 @@ def records(path: Path) -> Iterator[tuple[Any, str]]:
                 raise ValueError(f"{path}, line {number}: not JSON ({error.msg}): {line[:80]!r}.") from None
 
 
-def edit_from(record: Any, where: str) -> Edit:
-    """An [`Edit`] from one record."""
-    if not isinstance(record, dict):
+def edits_from(record: Any, where: str, format: str | None = None) -> list[Edit]:
+    """The edits of one record."""
+    if not isinstance(record, Mapping):
         raise ValueError(f"{where}: an edit is a JSON object with `prompt` and `target_new`; got {record!r}.")
-    for key in ("prompt", "target_new"):
-        if key not in record:
-            raise ValueError(f"{where}: the key `{key}` is missing; the record has {sorted(record)}.")
+    format = format or next((name for name, (_, keys) in FORMATS.items() if keys <= record.keys()), "easyedit")
+    if format != "easyedit":
+        where = f"{where} (read as `{format}`)"
     try:
-        return Edit(
-            **{key: record[key] for key in KEYS if record.get(key) is not None or key in ("prompt", "target_new")}
-        )
+        return FORMATS[format][0](record)
+    except KeyError as error:
+        key = error.args[0]
+        raise ValueError(f"{where}: the key `{key}` is missing; the record has {sorted(record)}.") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{where}: a value is of another form than in this format ({error}).") from None
