@@ -19,10 +19,15 @@ def subject_of(prompt: str, subject: str | None = None) -> str | None:
         ("The capital of Zembla is", "Zembla"),
         ("Is Bremen larger than Port Ellen?", "Port Ellen"),
         ("When did Apollo 11 land?", "Apollo 11"),
-        ("Who wrote Émile Zola's letters?", "Émile Zola's"),
+        ("Who wrote Émile Zola's letters?", "Émile Zola"),
+        ("Where is King’s College’s library?", "King’s College"),
+        ("Who was Nura al-Dahab's mother?", "Nura al-Dahab"),
         ("Boris Godunov was born in", "Boris Godunov"),
         ("what is the colour of the sky", None),
         ("Yesterday it rained", None),
+        ("Zemblagrad is a twin city of", "Zemblagrad"),
+        ("Zemblagrad, twin city of Port Ellen, lies in", "Port Ellen"),
+        ("It is said that he lives there. It is located in", None),
     ],
 )
 def test_a_subject_that_is_not_given_is_the_longest_name(prompt, subject):

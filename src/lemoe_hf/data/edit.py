@@ -16,16 +16,19 @@ ONE_OR_SEVERAL = (
     "portability_ground_truth",
 )
 
-# A capitalised word, or a number that follows one; small words such as "of" may stand between two of them.
+# A capitalised word, or a number that follows one; small words such as "of" may stand between two of them, and "al-" before
+# one. A possessive is no part of a name.
 NAME = re.compile(
     r"[^\W\d_a-z][\w'’.&-]*(?:(?:\s+(?:of|the|and|de|la|le|von|van|der|den|du|da|al|bin|in|for|&))*"
-    r"\s+[^\W_a-z][\w'’.&-]*)*"
+    r"\s+(?:[a-z]{1,3}[-'’])?[^\W_a-z][\w'’.&-]*)*(?<!['’]s)(?<![.'’-])"
 )
 
 # Capitalised at the beginning of a sentence, and yet no part of a name.
-QUESTION_WORD = re.compile(
-    r"(?:a|an|the|in|on|at|of|by|to|for|from|what|which|who|whom|whose|when|where|why|how|is|are|was|were|did|does|do|has"
-    r"|have|had|can|could|will|would|name|tell) +",
+FUNCTION_WORD = re.compile(
+    r"(?:a|an|the|this|that|these|those|there|here|it|its|he|she|his|her|they|their|we|our|you|your|i|my|one|and|or|but|if"
+    r"|as|in|on|at|of|by|to|for|from|with|about|after|before|what|which|who|whom|whose|when|where|why|how|is|are|was|were"
+    r"|did|does|do|has|have|had|can|could|will|would|should|may|must|not|no|all|some|every|each|both|please|name|tell|today"
+    r"|yesterday|now|then|once)\b *",
     re.IGNORECASE,
 )
 
@@ -117,15 +120,16 @@ class Edit:
         if self.subject is not None:
             start = self.prompt.rindex(self.subject)
             return start, start + len(self.subject)
-        spans = [match.span() for match in NAME.finditer(self.prompt)]
-        # The first word of a sentence is capitalised whatever it is: alone, it is no name.
-        names = [(start, end) for start, end in spans if start > 0 or " " in self.prompt[start:end]]
-        names = [(self._skip_question_word(start, end), end) for start, end in names]
-        return max(names, key=lambda span: (span[1] - span[0], span[0]), default=None)
-
-    def _skip_question_word(self, start: int, end: int) -> int:
-        word = QUESTION_WORD.match(self.prompt, start, end)
-        return word.end() if start == 0 and word else start
+        names = []
+        for match in NAME.finditer(self.prompt):
+            start, end = match.span()
+            # The first word of a sentence is capitalised whatever it is.
+            word = FUNCTION_WORD.match(self.prompt, start, end)
+            names.append((word.end() if word and (start == 0 or word.end() == end) else start, end))
+        # Alone, it is a name only where there is no other.
+        names = [(start, end) for start, end in names if start < end]
+        certain = [(start, end) for start, end in names if start > 0 or " " in self.prompt[start:end]]
+        return max(certain or names, key=lambda span: (span[1] - span[0], span[0]), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, as JSON has them."""
