@@ -3,43 +3,34 @@
     python benchmarks/lifelong.py --model FOLDER --data zsre_1000.jsonl --step 100 --work FOLDER
     python benchmarks/lifelong.py --model FOLDER --data zsre_1000.jsonl --first-of-subject --work FOLDER
 
-Everything that is done is written to `--work` as it comes, and the same command goes on where it was interrupted. Beside
-the measures of `EditEvaluator` these are taken:
-
-- `same_subject_kept`: questions about edited subjects that no edit is about; share of the first ten greedy tokens that
-  are the base model's. `same_subject_exact`: share of the questions of which all are.
-- `free_reliability_chat`, `_prefix`, `_document`: answers to prompts in the chat template, behind fifty unrelated tokens,
-  and at the end of a document of five hundred.
-- `retention`: reliability of the first hundred edits at the end, less what it was right after they were made.
+Everything that is done is written to `--work` as it comes, and the same command goes on where it was interrupted. The measures
+are those of `EditEvaluator`, its contexts on some of the edits, and of `SameSubject`, and `retention`: reliability of the
+first hundred edits at the end, less what it was right after they were made.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
+import logging
 import random
 import statistics
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-import peft
 import torch
-import transformers
 from peft import PeftModel, get_peft_model
+from report import RESULTS, command, write
 from same_subject import other_questions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import lemoe_hf
 from lemoe_hf import Edit, EditEvaluator, LEMoEConfig, LifelongEditor, read_edits
-from lemoe_hf.data import reference_prompts
-from lemoe_hf.evaluation.metrics import starts_with
-from lemoe_hf.generation import answers
+from lemoe_hf.evaluation import SameSubject, teacher_forced, versions
+from lemoe_hf.evaluation.metrics import retention
 
 
-AT_ONCE, SAVE_EVERY, KEPT_TOKENS = 32, 100, 10
+AT_ONCE, SAVE_EVERY, FIRST = 32, 100, 100
 
 
 def main() -> None:
@@ -66,6 +57,8 @@ def main() -> None:
     parser.add_argument("--name", default=None, help="of the result, by default that of the data")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lemoe_hf").setLevel(logging.INFO)  # tells how far the evaluation is
 
     edits = list(chain.from_iterable(read_edits(path) for path in args.data))
     lenders = [*edits, *chain.from_iterable(read_edits(path) for path in args.templates)]
@@ -76,71 +69,44 @@ def main() -> None:
     editor, made = make(args, tokenizer, [replace(edit, subject=None) if args.no_subject else edit for edit in edits])
     model = editor.model.eval()
 
-    drawn = random.Random(0).sample(range(len(edits)), min(args.sample or len(edits), len(edits)))
-    evaluate = EditEvaluator(edits, batch_size=AT_ONCE)
-    scores = resumed(
-        args.work / "scores.jsonl",
-        sorted(drawn),
-        lambda rows: evaluate.scores(model, tokenizer, [edits[i] for i in rows]),
-    )
-    unedited = []
+    sample = drawn(edits, args.sample or len(edits), seed=0)
+    extras = drawn(edits, args.extras, seed=1)
+    questions = drawn([question for _, question in other_questions(edits, lenders)], 2 * args.extras, seed=2)
+    measures = {
+        **EditEvaluator(sample, AT_ONCE, work=args.work)(model, tokenizer),
+        **EditEvaluator(sample, AT_ONCE, measures=["routing"], work=args.work)(model, tokenizer),
+        **EditEvaluator(extras, AT_ONCE, measures=["contexts"], work=args.work)(model, tokenizer),
+        **SameSubject(questions, AT_ONCE, work=args.work)(model, tokenizer),
+    }
+    del measures["num_edits"], measures["num_questions"]
+    first = [(edit, made["reliability"][str(i)]) for i, edit in enumerate(edits[:FIRST]) if edit in sample]
+    if first:
+        then, before = zip(*first, strict=True)
+        now = EditEvaluator(then, AT_ONCE, measures=["reliability"], work=args.work).scores(model, tokenizer, then)
+        measures["retention"] = retention(before, [score["reliability"] for score in now])
+    unedited = {}
     if args.unedited:
         with model.disable_adapter():
-            unedited = resumed(
-                args.work / "unedited.jsonl",
-                sorted(drawn),
-                lambda rows: evaluate.scores(model, tokenizer, [edits[i] for i in rows]),
-            )
-    extras = sorted(random.Random(1).sample(range(len(edits)), min(args.extras, len(edits))))
-    scores += resumed(args.work / "contexts.jsonl", extras, lambda rows: in_contexts(editor, [edits[i] for i in rows]))
-    questions = other_questions(edits, lenders)
-    asked = sorted(random.Random(2).sample(range(len(questions)), min(2 * args.extras, len(questions))))
-    scores += resumed(
-        args.work / "same_subject.jsonl", asked, lambda rows: kept(editor, [questions[i][1] for i in rows])
-    )
-    measures = means(scores)
-    first = [
-        score["reliability"] for i, score in zip(sorted(drawn), scores, strict=False) if str(i) in made["reliability"]
-    ]
-    before = [made["reliability"][str(i)] for i in sorted(drawn) if str(i) in made["reliability"]]
-    if first:
-        measures["retention"] = statistics.mean(first) - statistics.mean(before)
+            unedited = EditEvaluator(sample, AT_ONCE, work=args.work)(model, tokenizer)
+        del unedited["num_edits"]
 
-    name = args.name or "_".join(Path(path).stem for path in args.data) + f"_step_{args.step}"
     report = {
-        "command": f"python benchmarks/lifelong.py --model {Path(args.model).name} --data "
-        f"{' '.join(Path(path).name for path in args.data)} --step {args.step} --work DIR"
-        + (f" --num-edits {args.num_edits}" if args.num_edits else "")
-        + (f" --sample {args.sample}" if args.sample else "")
-        + f" --extras {args.extras}"
-        + " --first-of-subject" * args.first_of_subject
-        + " --no-subject" * args.no_subject
-        + " --unedited" * args.unedited
-        + " --paper" * args.paper
-        + (f" --templates {' '.join(Path(path).name for path in args.templates)}" if args.templates else "")
-        + (f" --config '{json.dumps(args.config)}'" if args.config else ""),
+        "command": command(),
         "num_edits": len(edits),
-        "measured_on": {"edits": len(drawn), "contexts": len(extras), "same_subject": len(asked)},
+        "measured_on": {"edits": len(sample), "contexts": len(extras), "same_subject": len(questions)},
         "measures": measures,
-        "unedited": means(unedited),
+        "unedited": unedited,
         "cpu_seconds_per_edit": statistics.mean(made["seconds"]),
         "steps_per_edit": statistics.mean(made["steps"]),
-        "versions": {
-            "lemoe_hf": lemoe_hf.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
-    path = Path(__file__).parent / "results" / f"{name}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(measures, indent=1), path)
+    print(json.dumps(measures, indent=1))
+    name = args.name or "_".join(Path(path).stem for path in args.data) + f"_step_{args.step}"
+    write(report, RESULTS / f"{name}.json")
 
 
-def means(scores: list[dict]) -> dict[str, float]:
-    names = dict.fromkeys(name for score in scores for name in score)
-    return {name: statistics.mean(score[name] for score in scores if name in score) for name in names}
+def drawn(rows: list, num: int, seed: int) -> list:
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), min(num, len(rows))))]
 
 
 def make(args: argparse.Namespace, tokenizer, edits: list[Edit]) -> tuple[LifelongEditor, dict]:
@@ -159,73 +125,15 @@ def make(args: argparse.Namespace, tokenizer, edits: list[Edit]) -> tuple[Lifelo
         made["num"] = first + len(result)
         made["seconds"] += [result.seconds / len(result)] * len(result)
         made["steps"] += [record["steps"] for record in result.records]
-        if first < 100:
+        if first < FIRST:
             new = edits[first : made["num"]]
-            found = EditEvaluator(new).teacher_forced(
-                model, tokenizer, [edit.prompt for edit in new], [edit.target_new for edit in new]
-            )
+            found = teacher_forced(model, tokenizer, [edit.prompt for edit in new], [edit.target_new for edit in new])
             made["reliability"] |= {str(first + i): share for i, share in enumerate(found)}
         print(f"{made['num']} edits, {result.seconds / len(result):.3f} s an edit", flush=True)
         if made["num"] % SAVE_EVERY == 0 or made["num"] == len(edits):
             editor.save_pretrained(adapter)
             log.write_text(json.dumps(made))
     return editor, made
-
-
-def resumed(path: Path, rows: Sequence[int], measure: Callable[[Sequence[int]], list[dict]]) -> list[dict]:
-    """What is measured of every row, some at a time, kept in a file of JSON lines."""
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for first in range(len(done), len(rows), 2 * AT_ONCE):
-        new = measure(rows[first : first + 2 * AT_ONCE])
-        with path.open("a") as file:
-            file.writelines(json.dumps(score) + "\n" for score in new)
-        done += new
-        print(f"{path.stem}: {len(done)} of {len(rows)}", flush=True)
-    return done
-
-
-def in_contexts(editor: LifelongEditor, edits: Sequence[Edit]) -> list[dict]:
-    tokenizer, model = editor.tokenizer, editor.model
-    draw = random.Random(0)
-
-    def unrelated(num_tokens: int) -> str:
-        text = ""
-        while len(tokenizer(text)["input_ids"]) < num_tokens:
-            text += draw.choice(reference_prompts()) + " "
-        return text
-
-    prompts = {
-        "chat": [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": edit.prompt}], tokenize=False, add_generation_prompt=True
-            )
-            for edit in edits
-        ],
-        "prefix": [unrelated(50) + edit.prompt for edit in edits],
-        "document": [unrelated(500) + edit.prompt for edit in edits],
-    }
-    bounds = [len(tokenizer(edit.target_new)["input_ids"]) + 3 for edit in edits]
-    found: list[dict] = [{} for _ in edits]
-    for name, texts in prompts.items():
-        given = answers(model, tokenizer, texts, bounds, batch_size=8)
-        for score, answer, edit in zip(found, given, edits, strict=True):
-            score[f"free_reliability_{name}"] = starts_with(answer, edit.target_new)
-    return found
-
-
-def kept(editor: LifelongEditor, questions: Sequence[str]) -> list[dict]:
-    """How much of what the base model says to questions is left."""
-    tokenizer, model = editor.tokenizer, editor.model
-    after = answers(model, tokenizer, questions, KEPT_TOKENS, AT_ONCE)
-    with model.disable_adapter():
-        before = answers(model, tokenizer, questions, KEPT_TOKENS, AT_ONCE)
-    found = []
-    for texts in zip(before, after, strict=True):
-        old, new = (tokenizer(text)["input_ids"][:KEPT_TOKENS] for text in texts)
-        same = sum(a == b for a, b in zip(old, new, strict=False))
-        share = same / max(len(old), 1) if old else float(not new)
-        found.append({"same_subject_kept": share, "same_subject_exact": float(texts[0] == texts[1])})
-    return found
 
 
 if __name__ == "__main__":

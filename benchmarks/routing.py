@@ -9,12 +9,12 @@ them collide more than real ones would.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from report import RESULTS, command, write
 from speed_serve import generated_edits
 from transformers import AutoTokenizer
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="JSON lines with EasyEdit's keys, and subjects")
     parser.add_argument("--unrelated", required=True, help="one unrelated question a line")
     parser.add_argument("--num-edits", type=int, nargs="+", default=[100, 1000, 3000, 10_000, 20_000])
-    parser.add_argument("--output", default=Path(__file__).parent / "results" / "routing.json", type=Path)
+    parser.add_argument("--output", default=RESULTS / "routing.json", type=Path)
     args = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -89,12 +89,7 @@ def main() -> None:
             }
         )
         print(rows[-1], flush=True)
-    report = {
-        "command": f"python benchmarks/routing.py --model {Path(args.model).name} --data {Path(args.data).name} "
-        f"--unrelated {Path(args.unrelated).name} --num-edits {' '.join(map(str, args.num_edits))}",
-        "rows": rows,
-    }
-    args.output.write_text(json.dumps(report, indent=1) + "\n")
+    write({"command": command(), "rows": rows}, args.output)
 
 
 if __name__ == "__main__":

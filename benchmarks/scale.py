@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model
+from report import RESULTS, command, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import LEMoEConfig, LifelongEditor, read_edits
@@ -33,7 +34,7 @@ def main() -> None:
     )
     parser.add_argument("--adapter", required=True, help="folder to save to, one adapter for every 500 edits")
     parser.add_argument("--step", type=int, default=100, help="edits a call of `edit`")
-    parser.add_argument("--output", default=Path(__file__).parent / "results" / "scale.json", type=Path)
+    parser.add_argument("--output", default=RESULTS / "scale.json", type=Path)
     args = parser.parse_args()
 
     edits = list(chain.from_iterable(read_edits(path) for path in args.data))
@@ -62,14 +63,8 @@ def main() -> None:
             }
         )
         print(rows[-1], flush=True)
-        report = {
-            "command": f"python benchmarks/scale.py --model {Path(args.model).name} --data "
-            f"{' '.join(Path(path).name for path in args.data)} --adapter DIR --step {args.step}",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "steps": rows,
-        }
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+        fixed = {"command": command(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        write(fixed | {"steps": rows}, args.output)
         if done % SAVE_EVERY == 0 or done == len(edits):
             editor.save_pretrained(Path(args.adapter, str(done)))
 

@@ -9,16 +9,17 @@ after the edits, an in-projection that all experts share by keeping theirs, whic
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
 import torch
 from peft import get_peft_model
+from report import RESULTS, command, write
 from speed_edit import known_edit_generality
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lemoe_hf import EditEvaluator, LEMoEConfig, LEMoELayer, LifelongEditor, read_edits
+from lemoe_hf import LEMoEConfig, LEMoELayer, LifelongEditor, read_edits
+from lemoe_hf.evaluation import teacher_forced
 
 
 def lora(rank: int) -> dict:
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of the base model")
     parser.add_argument("--data", required=True, help="JSON lines with EasyEdit's keys")
     parser.add_argument("--num-edits", type=int, default=100)
-    parser.add_argument("--output", default=Path(__file__).parent / "results" / "size.json", type=Path)
+    parser.add_argument("--output", default=RESULTS / "size.json", type=Path)
     args = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -91,19 +92,12 @@ def main() -> None:
                 "expert": name,
                 "kb_per_edit": sum(weight[0].numel() for weight in own) * bits / 8 / 1024,
                 "steps_per_edit": statistics.mean(record["steps"] for record in result.records),
-                "reliability": statistics.mean(
-                    EditEvaluator(edits).teacher_forced(editor.model, tokenizer, prompts, targets)
-                ),
+                "reliability": statistics.mean(teacher_forced(editor.model, tokenizer, prompts, targets)),
                 "generality_right_expert": known_edit_generality(editor, edits),
             }
         )
         print(rows[-1], flush=True)
-        report = {
-            "command": f"python benchmarks/size.py --model {Path(args.model).name} --data {Path(args.data).name} "
-            f"--num-edits {len(edits)}",
-            "rows": rows,
-        }
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+        write({"command": command(), "rows": rows}, args.output)
 
 
 if __name__ == "__main__":

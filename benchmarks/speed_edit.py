@@ -10,25 +10,22 @@ quality that was paid for, of prompts and of rephrasings whose edit is known. `-
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
-import peft
 import torch
-import transformers
 from peft import get_peft_model
+from report import RESULTS, command, device_name, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import lemoe_hf
-from lemoe_hf import EditEvaluator, EditingArguments, LEMoEConfig, LifelongEditor, read_edits
+from lemoe_hf import EditingArguments, LEMoEConfig, LifelongEditor, read_edits
 from lemoe_hf.editing import activations
 from lemoe_hf.editing import editor as editor_module
 from lemoe_hf.editing.activations import batch_of
 from lemoe_hf.editing.tokens import continuation
+from lemoe_hf.evaluation import teacher_forced, versions
 
 
 @torch.no_grad()
@@ -57,13 +54,11 @@ def now(device: torch.device) -> float:
 def known_edit_generality(editor: LifelongEditor, edits) -> float:
     """Teacher-forced generality where the right edit answers, whatever is asked about its subject."""
     editor.config.relation_threshold = -1e9
-    evaluate, scores = EditEvaluator(edits), []
+    scores = []
     ids = {entry["id"] for entry in editor.edits()}
     for i, edit in enumerate(edits):
         with editor.without(ids - {i}):
-            scores += evaluate.teacher_forced(
-                editor.model, editor.tokenizer, [edit.rephrase_prompt], [edit.target_new]
-            )
+            scores += teacher_forced(editor.model, editor.tokenizer, [edit.rephrase_prompt], [edit.target_new])
     return statistics.mean(scores)
 
 
@@ -131,7 +126,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     edits = read_edits(args.data)[: args.num_edits]
     if args.ablate:
-        write(args, ablate(args, tokenizer, edits), "speed_edit_ablation")
+        save(args, ablate(args, tokenizer, edits), "speed_edit_ablation")
         return
     runs = {"without contexts": EditingArguments(contexts=()), "default": EditingArguments()}
     report = {}
@@ -148,7 +143,7 @@ def main() -> None:
             ratios.append((now(torch.device(args.device)) - began) / forward[-1])
             print(f"{name}: {ratios[-1]:.2f} F, F = {forward[-1] / len(edits):.4f} s", flush=True)
         prompts, targets = [edit.prompt for edit in edits], [edit.target_new for edit in edits]
-        reliability = EditEvaluator(edits).teacher_forced(editor.model, tokenizer, prompts, targets)
+        reliability = teacher_forced(editor.model, tokenizer, prompts, targets)
         report[name] = {
             "forwards_per_edit": statistics.median(ratios),
             "forwards_per_edit_of_each_pair": ratios,
@@ -160,29 +155,13 @@ def main() -> None:
         }
         print(report[name], flush=True)
 
-    write(args, report, "speed_edit")
+    save(args, report, "speed_edit")
 
 
-def write(args, report: dict, stem: str) -> None:
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+def save(args, report: dict, stem: str) -> None:
     stem += "" if args.device == "cpu" else f"_{args.device}_{args.dtype}"
-    path = Path(args.output or Path(__file__).parent / "results" / f"{stem}.json")
-    report |= {
-        "command": f"python benchmarks/speed_edit.py --model {Path(args.model).name} --data {Path(args.data).name} "
-        f"--num-edits {args.num_edits} --pairs {args.pairs} --dtype {args.dtype} --device {args.device}"
-        + " --ablate"
-        * args.ablate,
-        "device": device,
-        "versions": {
-            "lemoe_hf": lemoe_hf.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(path)
+    report |= {"command": command(), "device": device_name(args.device), "versions": versions()}
+    write(report, Path(args.output or RESULTS / f"{stem}.json"))
 
 
 if __name__ == "__main__":

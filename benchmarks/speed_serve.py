@@ -10,7 +10,6 @@ experts' weights are random, which costs the same.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
+from report import RESULTS, command, device_name, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import Edit, LEMoEConfig, LifelongEditor, read_edits
@@ -142,21 +142,9 @@ def main() -> None:
                 f"{num} edits: {rows[-1]['kb_per_edit']:.1f} KB an edit, opened in {rows[-1]['seconds_to_open']:.2f} s"
             )
 
-    device = (
-        torch.cuda.get_device_name() if args.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
-    )
+    report = {"command": command(), "device": device_name(args.device), "torch": torch.__version__, "rows": rows}
     stem = "speed_serve" if args.device == "cpu" else f"speed_serve_{args.device}_{args.dtype}"
-    path = Path(args.output or Path(__file__).parent / "results" / f"{stem}.json")
-    report = {
-        "command": f"python benchmarks/speed_serve.py --model {Path(args.model).name} --data {Path(args.data).name} "
-        f"--num-edits {' '.join(map(str, args.num_edits))} --pairs {args.pairs} --prompt-tokens {args.prompt_tokens} "
-        f"--new-tokens {args.new_tokens} --dtype {args.dtype} --device {args.device}",
-        "device": device,
-        "torch": torch.__version__,
-        "rows": rows,
-    }
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(path)
+    write(report, Path(args.output or RESULTS / f"{stem}.json"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Tiny models whose last token is what a prompt asks for, and edits that act only where they are asked for."""
+"""
+Tiny models whose last token is what a prompt asks for, and edits that act only where they are asked for.
+
+Or, with `by="words"`, models whose prompts ask by any word of the sentence.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +37,8 @@ def clear(family: str = "llama") -> PreTrainedModel:
 
 
 @cache
-def _learned(family: str, layers: tuple[int, ...] | None) -> dict[str, torch.Tensor]:
-    """Relations of a clear model: one for each asker, and one for all other tokens."""
+def _learned(family: str, layers: tuple[int, ...] | None, by: str) -> dict[str, torch.Tensor]:
+    """Relations of a clear model: one for each asker, and one for all other tokens; `by` hidden states, or words."""
     model = get_peft_model(clear(family), LEMoEConfig(layers_to_transform=layers and list(layers))).eval()
     prompts = [
         [*prompt, *asker]
@@ -44,7 +48,10 @@ def _learned(family: str, layers: tuple[int, ...] | None) -> dict[str, torch.Ten
     ]
     relation = torch.arange(len(ASKERS) + 1).repeat_interleave(120)
     relations = Relations()
-    features = features_of_prompts(model, prompts)
+    features = features_of_prompts(model, prompts, [(0, 0)] * len(prompts))
+    num_words = model.get_input_embeddings().weight.shape[1]
+    # What is alike in all prompts tells nothing.
+    features[:, slice(num_words) if by == "hidden" else slice(num_words, None)] = 0
     relations._learn(LabelledPrompts(features, relation, torch.zeros_like(relation), relation >= 0), 1)
     noise = torch.randn(400, relations.num_directions, generator=torch.Generator().manual_seed(0))
     relations.cohort = F.normalize(noise, dim=-1).bfloat16()
@@ -52,11 +59,16 @@ def _learned(family: str, layers: tuple[int, ...] | None) -> dict[str, torch.Ten
     return dict(relations.named_buffers())
 
 
-def features_of_prompts(model: PeftModel, prompts: list[list[int]], adapter_name: str = "default") -> torch.Tensor:
-    return prompt_features(model.base_model.model, model.base_model.context, adapter_name, prompts, PAD)
+def features_of_prompts(
+    model: PeftModel, prompts: list[list[int]], subjects: list[tuple[int, int]], adapter_name: str = "default"
+) -> torch.Tensor:
+    root, context, stops = model.base_model.model, model.base_model.context, torch.tensor([STOP])
+    return prompt_features(root, context, adapter_name, prompts, subjects, stops, PAD)
 
 
-def gated(family: str = "llama", marks: tuple[int, ...] = (), adapter_name: str = "default", **config) -> PeftModel:
+def gated(
+    family: str = "llama", marks: tuple[int, ...] = (), adapter_name: str = "default", by: str = "hidden", **config
+) -> PeftModel:
     """
     A clear model with an empty adapter, which knows what its askers ask for and that `marks` end a question.
 
@@ -64,14 +76,20 @@ def gated(family: str = "llama", marks: tuple[int, ...] = (), adapter_name: str 
     """
     options = {"expert_dtype": "float32", "layers_to_transform": [2]} | config
     model = get_peft_model(clear(family), LEMoEConfig(**options), adapter_name=adapter_name).eval()
-    teach(model, family, marks, adapter_name)
+    teach(model, family, marks, adapter_name, by)
     return model
 
 
-def teach(model: PeftModel, family: str = "llama", marks: tuple[int, ...] = (), adapter_name: str = "default") -> None:
+def teach(
+    model: PeftModel,
+    family: str = "llama",
+    marks: tuple[int, ...] = (),
+    adapter_name: str = "default",
+    by: str = "hidden",
+) -> None:
     layers = model.peft_config[adapter_name].layers_to_transform
     relations = relations_of(model, adapter_name)
-    for name, tensor in _learned(family, layers and tuple(layers)).items():
+    for name, tensor in _learned(family, layers and tuple(layers), by).items():
         setattr(relations, name, tensor.clone())
     relations.marks = torch.tensor(marks, dtype=torch.int32)
     relations.stops = torch.tensor([*marks, STOP], dtype=torch.int32)
@@ -86,7 +104,8 @@ def put_asked(
 ) -> None:
     """Commit random experts, as an editor would, which act where their prompts' askers ask for them."""
     edits = put_edits(model, prompts, [span] * len(prompts), adapter_name=name, seed=seed)
-    embedded = relations_of(model, name).embed(features_of_prompts(model, prompts, name))
+    features = features_of_prompts(model, prompts, [span] * len(prompts), name)
+    embedded = relations_of(model, name).embed(features)
     is_question = torch.ones(len(prompts), dtype=torch.bool)
     model.base_model.lemoe_layers(name)[0].remember(name, edits, embedded, is_question)
 

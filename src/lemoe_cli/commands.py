@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from lemoe_hf import EditEvaluator, EditingError, LEMoEConfig, LifelongEditor, read_edits
+from lemoe_hf import EditEvaluator, EditingError, LEMoEConfig, LifelongEditor, plan_order, read_edits
+from lemoe_hf.card import write_figures
+from lemoe_hf.editing.ordering import OrderBy
 from lemoe_hf.editing.parallel import processes
 
 
@@ -99,16 +101,20 @@ def open_editor(name: str, adapter: Path) -> LifelongEditor:
     return LifelongEditor(loaded, tokenizer)
 
 
-def edit(model: str, edits: Path, adapter: Path, step: int, as_json: bool) -> None:
+def edit(model: str, edits: Path, adapter: Path, step: int, order: OrderBy, as_json: bool) -> None:
     with reported():
         here = processes()
-        wanted = read_edits(edits)
+        # Of several edits of one prompt the last one counts, so that the same command can be repeated.
+        wanted = list({item.prompt.strip(): item for item in read_edits(edits)}.values())
         editor = open_editor(model, adapter)
         editor.arguments.share_out = True
+        # Planned are all edits, also those that are there already: a run that was cut off goes on in the same order.
+        with err.status("planning the order"):
+            plan = plan_order(wanted, editor.model, editor.tokenizer, order, step)
+        wanted = [wanted[i] for i in plan.permutation]
         with err.status("looking at how the base model tells questions apart; once for a base model"):
             editor.prepare()
         here.wait_for_everyone()  # what they have read is about to be written
-        # Of several edits of one prompt the last one counts, so that a run that was cut off can be repeated.
         current = {entry["edit"]["prompt"].strip(): entry["edit"]["target_new"].strip() for entry in editor.edits()}
         new = [item for item in wanted if current.get(item.prompt.strip()) != item.target_new.strip()]
         rows: list[dict] = []
@@ -141,24 +147,32 @@ def generate(prompts: list[str], adapter: Path, model: str | None, max_new_token
         show(rows, "Answers", as_json)
 
 
-def evaluate(adapter: Path, model: str | None, edits: Path | None, as_json: bool) -> None:
+def evaluate(
+    adapter: Path,
+    model: str | None,
+    edits: Path | None,
+    measures: list[str],
+    work: Path | None,
+    on_card: bool,
+    as_json: bool,
+) -> None:
     with reported():
         path = edits or adapter / "edits.jsonl"
         if not path.is_file():
             raise ValueError(f"There is no {path}. Pass the edits to measure with --edits.")
-        wanted = read_edits(path)
+        evaluator = EditEvaluator(read_edits(path), share_out=True, measures=measures, work=work)
         editor = load_editor(adapter, model)
-        measures = EditEvaluator(wanted, share_out=True)(editor.model, editor.tokenizer)
+        report = evaluator.report(editor.model, editor.tokenizer, edits_made=len(editor.edits()))
         if not processes().is_main_process:
             return
+        if on_card:
+            write_figures(adapter, report)
+        figures = {"num_edits": report["num_edits"], **report["measures"]}
         if as_json:
-            print(json.dumps(measures, indent=2))
+            print(json.dumps(figures, indent=2))
         else:
-            show(
-                [{"measure": key, "value": value} for key, value in measures.items()],
-                f"After all edits of {path}",
-                False,
-            )
+            rows = [{"measure": key, "value": value} for key, value in figures.items()]
+            show(rows, f"After all edits of {path}", False)
 
 
 def inspect(adapter: Path, prompts: list[str], model: str | None, as_json: bool) -> None:

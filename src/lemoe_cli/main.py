@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -31,12 +31,16 @@ def edit(
     ],
     adapter: Adapter,
     step: Annotated[int, typer.Option(min=1, help="Edits trained side by side and saved together.")] = 64,
+    order: Annotated[
+        Literal["none", "kmeans", "hierarchical", "superposition", "random"],
+        typer.Option(help="Which edits to make together: as the file has them, or planned over the whole file."),
+    ] = "none",
     json: Json = False,
 ) -> None:
     """Make edits and save them to an adapter; an adapter that is there already grows. Run again after a crash to resume."""
     from .commands import edit as run
 
-    run(model, edits, adapter, step, json)
+    run(model, edits, adapter, step, order, json)
 
 
 @app.command()
@@ -58,14 +62,28 @@ def evaluate(
     adapter: Adapter,
     model: Model = None,
     edits: Annotated[
-        Optional[Path], typer.Option("--edits", help="Edits to measure; by default the adapter's own.")
+        Optional[Path],
+        typer.Option(
+            "--edits", help="Edits to measure, in any format of the public benchmarks; by default the adapter's."
+        ),
     ] = None,
+    measures: Annotated[
+        str,
+        typer.Option("--measures", help="Some of these and of `contexts` and `routing`, with commas between them."),
+    ] = "reliability,generality,locality,portability",
+    work: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--work", help="Folder for what is under way: the same command goes on where it was interrupted."
+        ),
+    ] = None,
+    card: Annotated[bool, typer.Option("--card", help="Write the figures to the adapter's model card.")] = False,
     json: Json = False,
 ) -> None:
-    """Measure reliability, generality and locality after all edits, teacher-forced and by free generation."""
+    """Measure reliability, generality, locality and more after all edits, teacher-forced and by free generation."""
     from .commands import evaluate as run
 
-    run(adapter, model, edits, json)
+    run(adapter, model, edits, measures.split(","), work, card, json)
 
 
 @app.command()

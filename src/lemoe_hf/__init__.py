@@ -14,6 +14,8 @@ from .editing import (  # noqa: E402
     EditResult,
     EditTrainer,
     LifelongEditor,
+    Order,
+    plan_order,
 )
 from .evaluation import EditEvaluator  # noqa: E402
 from .tuners.lemoe import LEMoEConfig, LEMoELayer, LEMoEModel  # noqa: E402
@@ -36,5 +38,7 @@ __all__ = [
     "LEMoELayer",
     "LEMoEModel",
     "LifelongEditor",
+    "Order",
+    "plan_order",
     "read_edits",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 
 
 TAGS = ["lemoe", "knowledge-editing", "model-editing", "lifelong-editing"]
@@ -44,6 +46,15 @@ be merged into the model: which expert acts depends on the prompt. It answers as
 base model that it was made for.
 """
 
+FIGURES = """## Figures
+
+Measured on {num_edits} edits when the adapter held {edits_made}, {protocol}; with {versions}.
+
+| measure | value |
+|---|---|
+{rows}
+"""
+
 
 def complete_card(directory: Path, base_model: str | None) -> None:
     """
@@ -62,3 +73,31 @@ def complete_card(directory: Path, base_model: str | None) -> None:
     elif "import lemoe_hf" not in card.text:
         card.text = card.text.rstrip() + "\n\n" + USAGE.format(base=base)
     card.save(path)
+
+
+def write_figures(directory: Path, report: dict[str, Any]) -> None:
+    """
+    Write figures to the README.md beside an adapter, for people and for the Hub, in the place of earlier ones.
+
+    Args:
+        directory (`Path`): The adapter's folder.
+        report (`dict`): From `EditEvaluator.report`, with the number of `edits_made` in the adapter.
+    """
+    card = ModelCard.load(directory / "README.md", ignore_metadata_errors=True)
+    rows = "\n".join(f"| `{name}` | {value:.4f} |" for name, value in report["measures"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    section = FIGURES.format(**report | {"rows": rows, "versions": versions})
+    others = re.sub(r"^## Figures\n.*?(?=^## |\Z)", "", card.text, flags=re.MULTILINE | re.DOTALL)
+    card.text = f"{others.rstrip()}\n\n{section}"
+    card.data.model_name = directory.resolve().name
+    card.data.eval_results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="edits",
+            dataset_name=f"{report['num_edits']} edits",
+            metric_type=name,
+            metric_value=value,
+        )
+        for name, value in report["measures"].items()
+    ]
+    card.save(directory / "README.md")

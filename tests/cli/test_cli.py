@@ -6,11 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
-from lemoe_cli import app
+from lemoe_cli import app, main
+from lemoe_hf import Edit, LifelongEditor, plan_order
+from lemoe_hf.editing.ordering import OrderBy
+from lemoe_hf.evaluation import accuracy
 from tiny import tiny
 
 
@@ -82,6 +87,59 @@ def test_the_adapter_grows_and_a_repeated_run_changes_nothing(base: Path, adapte
     assert [row["prompt"] for row in listed] == [edit["prompt"] for edit in more]
 
 
+def test_of_several_targets_of_one_prompt_the_last_one_counts_however_often_it_is_run(base: Path, tmp_path: Path):
+    twice, folder = tmp_path / "twice.jsonl", tmp_path / "adapter"
+    rows = [*EDITS, {**EDITS[0], "target_new": "Zembla"}]
+    twice.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["edit", "--model", base, "--edits", twice, "--adapter", folder, "--step", 1, "--json"]
+    assert len(json.loads(run(*command))) == 2
+    assert json.loads(run(*command)) == []
+    targets = [entry["target_new"] for entry in json.loads(run("inspect", "--adapter", folder, "--json"))]
+    assert targets == ["Zembla", "Tom Ashford"]
+
+
+@pytest.mark.parametrize("order", ["kmeans", "random"])
+def test_a_planned_run_that_was_cut_off_goes_on_in_its_order(
+    base: Path, tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+):
+    names = ("Anna Berg", "Port Ellen", "Tom Ashford", "Silver Lake", "Norland")
+    records = [Edit(f"{'Who knows' if i % 2 else 'Where is'} {name}?", "Aldona") for i, name in enumerate(names)]
+    path = tmp_path / "edits.jsonl"
+    path.write_text("".join(json.dumps(edit.to_dict()) + "\n" for edit in records))
+    plan = plan_order(records, tiny("llama"), tokenizer, by=order, step=2)
+    assert plan.permutation != [0, 1, 2, 3, 4]
+
+    def edit(folder: str, code: int = 0) -> str:
+        arguments = ("--model", base, "--edits", path, "--adapter", tmp_path / folder, "--step", 2)
+        return run("edit", *arguments, "--order", order, "--json", code=code)
+
+    rows = json.loads(edit("whole"))
+    assert [row["prompt"] for row in rows] == [edit.prompt for batch in plan.batches for edit in batch]
+
+    make, made = LifelongEditor.edit, []
+
+    def make_once(editor: LifelongEditor, batch: list[Edit]):
+        if made:
+            raise OSError("cut off")
+        made.append(batch)
+        return make(editor, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LifelongEditor, "edit", make_once)
+        assert "cut off" in edit("parts", code=1)
+    assert made == plan.batches[:1]
+    rows = json.loads(edit("parts"))
+    assert [row["prompt"] for row in rows] == [edit.prompt for batch in plan.batches[1:] for edit in batch]
+    weights = [(tmp_path / folder / "adapter_model.safetensors").read_bytes() for folder in ("whole", "parts")]
+    assert weights[0] == weights[1]
+
+
+def test_every_order_of_the_package_can_be_asked_for_and_no_other(base: Path, edits: Path, tmp_path: Path):
+    assert get_type_hints(main.edit)["order"] == OrderBy
+    output = run("edit", "--model", base, "--edits", edits, "--adapter", tmp_path / "new", "--order", "size", code=2)
+    assert "'size' is not one of" in output
+
+
 def test_inspect_explains_a_prompt(adapter: Path):
     prompts = [EDITS[0]["prompt"], "Is it late?"]
     explained = json.loads(
@@ -102,6 +160,54 @@ def test_evaluate_measures_the_adapters_own_edits(adapter: Path):
     measures = json.loads(run("evaluate", "--adapter", adapter, "--json"))
     assert measures["num_edits"] == 2
     assert measures["reliability"] == measures["free_reliability"] == 1.0
+
+
+def test_evaluate_takes_the_measures_that_were_asked_for(adapter: Path):
+    measures = json.loads(run("evaluate", "--adapter", adapter, "--measures", "routing,contexts", "--json"))
+    names = {"routed_prompt", "free_reliability_prefix", "free_reliability_document"}
+    assert measures.keys() == {"num_edits", *names}
+    assert measures["routed_prompt"] == 1.0
+    output = run("evaluate", "--adapter", adapter, "--measures", "routing,fluency", code=1)
+    assert "There are no measures ['fluency']; choose from reliability," in output
+
+
+def test_evaluate_goes_on_where_it_was_interrupted(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    command = ("evaluate", "--adapter", adapter, "--work", tmp_path / "work", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(accuracy, "answers", interrupt)
+        assert CliRunner().invoke(app, [str(part) for part in command]).exit_code != 0
+    expected = run("evaluate", "--adapter", adapter, "--json")
+    assert run(*command) == expected
+    monkeypatch.setattr(accuracy, "answers", interrupt)
+    assert run(*command) == expected
+
+
+def interrupt(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_evaluate_reads_the_formats_of_the_benchmarks(adapter: Path, tmp_path: Path):
+    path = tmp_path / "zsre.json"
+    record = {
+        "src": EDITS[0]["prompt"],
+        "alt": EDITS[0]["target_new"],
+        "subject": "Anna Berg",
+        "rephrase": "Anna Berg is",
+    }
+    path.write_text(json.dumps([record | {"loc": "nq question: is it late", "loc_ans": "no"}]))
+    measures = json.loads(run("evaluate", "--adapter", adapter, "--edits", path, "--json"))
+    assert (measures["num_edits"], measures["reliability"]) == (1, 1.0)
+    assert {"generality", "locality_exact"} <= measures.keys()
+
+
+def test_evaluate_writes_the_figures_to_the_card(adapter: Path):
+    measures = json.loads(run("evaluate", "--adapter", adapter, "--card", "--json"))
+    card = ModelCard.load(adapter / "README.md")
+    assert "Measured on 2 edits when the adapter held 2, after all edits" in card.text
+    assert f"| `reliability` | {measures['reliability']:.4f} |" in card.text
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
+        name: value for name, value in measures.items() if name != "num_edits"
+    }
 
 
 @pytest.mark.parametrize(

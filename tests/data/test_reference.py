@@ -12,11 +12,14 @@ def test_reference_prompts_are_many_and_different():
 
 def test_relations_are_asked_for_in_many_ways():
     prompts = reference_relations()
-    texts = [text for _, _, text in prompts]
+    texts = [prompt.text for prompt in prompts]
+    assert all(prompt.text.count(prompt.subject) == 1 for prompt in prompts)
     assert len(set(texts)) == len(texts) > 6000
     assert not any("{" in text for text in texts)
-    ways = Counter(relation for relation, _, _ in prompts)
+    ways = Counter(prompt.relation for prompt in prompts)
     assert sorted(ways) == list(range(len(ways)))
     assert min(ways.values()) >= 10
-    assert all(len({kind for other, kind, _ in prompts if other == relation}) == 1 for relation in (0, 100, 400))
+    assert all(
+        len({prompt.kind for prompt in prompts if prompt.relation == relation}) == 1 for relation in (0, 100, 400)
+    )
     assert 0.4 < sum(text.endswith("?") for text in texts) / len(texts) < 0.6

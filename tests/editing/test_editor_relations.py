@@ -15,7 +15,8 @@ from lemoe_hf import Edit, LEMoEConfig, LifelongEditor
 from lemoe_hf.data.reference import reference_relations
 from lemoe_hf.editing import editor as editor_module
 from lemoe_hf.editing import relations as learning
-from lemoe_hf.editing.relations import digest, prompt_features
+from lemoe_hf.editing.relations import digest, prompt_features, subject_columns
+from lemoe_hf.routing.relations import words_of
 from tiny import PAD, adapter_state, assert_same, logits
 
 
@@ -36,7 +37,7 @@ NAMELESS = Edit("two and two make", "five")
 @pytest.fixture(scope="module", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory):
     """A cache of this module's own, and every ninth of the package's relations, which are learned in no time."""
-    few = tuple(entry for entry in reference_relations() if entry[0] % 9 == 0)
+    few = tuple(entry for entry in reference_relations() if entry.relation % 9 == 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learning, "reference_relations", lambda: few)
         patch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("relations")))
@@ -148,24 +149,31 @@ def _raise(error: BaseException):
     raise error
 
 
-def test_features_are_of_each_prompts_last_token(tokenizer):
+def features_of(editor, prompts, subjects, stops=()) -> torch.Tensor:
+    stops = torch.tensor(stops, dtype=torch.int32)
+    return prompt_features(editor.root, editor.tuner.context, "default", prompts, subjects, stops, PAD)
+
+
+def test_features_are_of_words_and_of_each_prompts_last_token(tokenizer):
     """In any order and company, from the base model alone, and without running what lies above."""
     editor = asking_editor(tokenizer)
-    context, taps = editor.tuner.context, editor.tuner.context.taps["default"]
+    taps, table = editor.tuner.context.taps["default"], editor.root.get_input_embeddings().weight
     ran, states = [], []
     for i, block in enumerate(editor.root.model.layers):
         block.register_forward_hook(lambda *args, i=i: ran.append(i))
-    prompts = [[20, 21, 22, 23, 24], [30, 31], [40, 41, 42]] * 25
-    together = prompt_features(editor.root, context, "default", prompts, PAD)
+    prompts, subjects = [[20, 21, 22, 23, 24], [30, 31], [40, 41, 42]] * 25, [(2, 3), (0, 0), (0, 0)] * 25
+    words = [[21, 24], [31], [41, 42]]  # the first prompt begins with the end of another sentence
+    together = features_of(editor, prompts, subjects, stops=[20])
     assert set(ran) == {0, 1, 2}  # the bypass is in layer 3
-    for prompt, features in zip(prompts[:3], together, strict=False):
-        alone = prompt_features(editor.root, context, "default", [prompt], PAD)[0]
+    for prompt, subject, said, features in zip(prompts[:3], subjects, words, together, strict=False):
+        alone = features_of(editor, [prompt], [subject], stops=[20])[0]
         torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-4)
         hooks = [tap.register_forward_pre_hook(lambda block, args: states.append(args[0][0, -1])) for tap in taps]
         logits(editor.root, prompt)
         for hook in hooks:
             hook.remove()
-        by_layer = features.unflatten(0, (len(taps), -1))
+        bag, *by_layer = features.unflatten(0, (1 + len(taps), -1))
+        torch.testing.assert_close(bag, words_of(table[said]).mean(0), rtol=1e-4, atol=1e-4)
         for own, hidden in zip(by_layer, states[-len(taps) :], strict=True):
             torch.testing.assert_close(own * hidden.pow(2).mean().sqrt(), hidden, rtol=1e-3, atol=1e-3)
 
@@ -186,7 +194,10 @@ def test_every_edit_with_a_subject_leaves_a_key(tokenizer, config):
     assert relations.threshold.tolist() == [question, statement, question, statement, question, statement]
     assert editor.config.num_relation_keys == 6
     prompts = [tokenizer(fact.prompt)["input_ids"] for fact in FACTS]
-    embedded = relations.embed(prompt_features(editor.root, editor.tuner.context, "default", prompts, PAD))
+    subjects = [
+        subject_columns(tokenizer, fact.prompt, ids, fact.subject) for fact, ids in zip(FACTS, prompts, strict=True)
+    ]
+    embedded = relations.embed(features_of(editor, prompts, subjects, relations.stops.tolist()))
     torch.testing.assert_close(relations.keys.float(), embedded, rtol=0, atol=1e-2)
 
 

@@ -1,161 +1,153 @@
-from dataclasses import replace
+"""Any measure of any rows: means, and going on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
 
 import pytest
-import torch
 
 from facts import FACTS, editor_for
-from lemoe_hf import Edit, EditEvaluator
-from lemoe_hf.editing.tokens import continuation
-from lemoe_hf.evaluation.metrics import kl_divergence
-from tiny import adapter_state, assert_same
+from lemoe_hf.evaluation import Evaluator, versions
 
 
-EDITS = [
-    replace(
-        FACTS[0],
-        rephrase_prompt="Shmavon Vardanyan is a citizen of",
-        locality_prompt="The train stops in",
-        locality_ground_truth="a small town",
-    ),
-    replace(FACTS[1], locality_prompt="My sister bought"),
-    # Never made: the base model answers.
-    replace(FACTS[2], rephrase_prompt="At the head of the Quorvex Institute is", locality_prompt="Is Zembla far?"),
-]
+class Lengths:
+    """Of texts; it notes what it was asked, and breaks at a text if told so."""
+
+    name = "lengths"
+
+    def __init__(self, breaks_at: str | None = None):
+        self.breaks_at, self.asked = breaks_at, []
+
+    def scores(self, model, tokenizer, rows) -> list[dict[str, float]]:
+        assert not model.training
+        if self.breaks_at in rows:
+            raise KeyboardInterrupt
+        self.asked.append("".join(rows))
+        return [{"length": float(len(row))} | ({"upper": 1.0} if row.isupper() else {}) for row in rows]
+
+
+class Firsts:
+    name = "firsts"
+
+    def scores(self, model, tokenizer, rows) -> list[dict[str, float]]:
+        return [{"first": float(ord(row[0]))} for row in rows]
+
+
+ROWS = ["a", "bb", "CC", "ddd", "e", "f", "g", "hh", "i", "j"]
 
 
 @pytest.fixture(scope="module")
 def editor(tokenizer):
     editor = editor_for(tokenizer)
-    editor.edit(EDITS[:2])
+    editor.edit(FACTS[0])
     return editor
 
 
-@pytest.fixture(scope="module")
-def measures(editor, tokenizer):
-    return EditEvaluator(EDITS)(editor.model, tokenizer)
+@pytest.fixture
+def model(editor):
+    return editor.model
 
 
-@torch.no_grad()
-def logits_by_hand(model, tokenizer, prompt: str, target: str) -> tuple[torch.Tensor, list[int]]:
-    """Logits at the target of one text alone, of which only the prompt is routed."""
-    ids = tokenizer(prompt)["input_ids"]
-    answer = continuation(tokenizer, prompt, target)
-    labels = [-100] * len(ids) + answer
-    logits = model(input_ids=torch.tensor([ids + answer]), labels=torch.tensor([labels])).logits[0]
-    return logits[len(ids) - 1 : -1], answer
+def test_figures_are_means_over_the_rows_that_have_them(model, tokenizer):
+    assert Evaluator(["a", "bbb", "CC"], [Lengths(), Firsts()])(model, tokenizer) == {
+        "num_rows": 3,
+        "length": 2.0,
+        "upper": 1.0,
+        "first": (97 + 98 + 67) / 3,
+    }
 
 
-def accuracy_by_hand(model, tokenizer, prompts) -> float:
-    shares = []
-    for prompt, target in prompts:
-        logits, answer = logits_by_hand(model, tokenizer, prompt, target)
-        right = [int(row.argmax()) == token for row, token in zip(logits, answer, strict=True)]
-        shares.append(sum(right) / len(right))
-    return sum(shares) / len(shares)
+def test_a_model_in_training_is_measured_as_it_answers(model, tokenizer):
+    model.train()
+    assert Evaluator(["a"], [Lengths()])(model, tokenizer)["length"] == 1.0
+    assert model.training
+    model.eval()
 
 
-@torch.no_grad()
-def greedy_by_hand(model, tokenizer, prompt: str, target: str) -> str:
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    bound = len(continuation(tokenizer, prompt, target)) + 2
-    output = model.generate(ids, max_new_tokens=bound, do_sample=False)[0, ids.shape[1] :]
-    return tokenizer.decode(output, skip_special_tokens=True).strip().lower()
+def test_scores_are_those_of_all_measures_row_by_row(model, tokenizer):
+    scores = Evaluator([], [Lengths(), Firsts()]).scores(model, tokenizer, ["a", "CC"])
+    assert scores == [{"length": 1.0, "first": 97.0}, {"length": 2.0, "upper": 1.0, "first": 67.0}]
 
 
-def test_teacher_forced_numbers_agree_with_one_text_at_a_time(editor, tokenizer, measures):
-    pairs = [(edit.prompt, edit.target_new) for edit in EDITS]
-    assert measures["reliability"] == pytest.approx(accuracy_by_hand(editor.model, tokenizer, pairs))
-    pairs = [(edit.rephrase_prompt, edit.target_new) for edit in EDITS if edit.rephrase_prompt]
-    assert measures["generality"] == pytest.approx(accuracy_by_hand(editor.model, tokenizer, pairs))
-    assert 2 / 3 <= measures["reliability"] < 1
+def test_an_evaluator_is_a_measure_as_well(model, tokenizer):
+    inner = Evaluator([], [Lengths()])
+    inner.name = "inner"
+    assert Evaluator(["a", "bbb"], [inner, Firsts()])(model, tokenizer)["length"] == 2.0
 
 
-def test_free_numbers_agree_with_generating_one_at_a_time(editor, tokenizer, measures):
-    answers = [greedy_by_hand(editor.model, tokenizer, edit.prompt, edit.target_new) for edit in EDITS]
-    begins = [text.startswith(edit.target_new.lower()) for text, edit in zip(answers, EDITS, strict=True)]
-    same = [text == edit.target_new.lower() for text, edit in zip(answers, EDITS, strict=True)]
-    assert begins == [True, True, False]
-    assert measures["free_reliability"] == pytest.approx(sum(begins) / 3)
-    assert measures["free_reliability_strict"] == pytest.approx(sum(same) / 3)
-    rephrased = [edit for edit in EDITS if edit.rephrase_prompt]
-    answers = [greedy_by_hand(editor.model, tokenizer, edit.rephrase_prompt, edit.target_new) for edit in rephrased]
-    begins = [text.startswith(edit.target_new.lower()) for text, edit in zip(answers, rephrased, strict=True)]
-    assert measures["free_generality"] == pytest.approx(sum(begins) / 2)
+def test_the_same_call_goes_on_where_it_was_interrupted(model, tokenizer, tmp_path):
+    """With the rows together that would have been together: the last bits of a figure hang on that."""
+    whole = Lengths()
+    expected = Evaluator(ROWS, [whole], 1, work=tmp_path / "whole")(model, tokenizer)
+    assert whole.asked == ["abbCCddd", "efghh", "ij"]
+    with pytest.raises(KeyboardInterrupt):
+        Evaluator(ROWS, [Lengths("i")], 1, work=tmp_path / "parts")(model, tokenizer)
+    path = tmp_path / "parts" / "scores-0.jsonl"
+    assert len(path.read_text().splitlines()) == 8
+    path.write_bytes(path.read_bytes()[:-7])  # and it was killed while it wrote
+    rest = Lengths()
+    assert Evaluator(ROWS, [rest], 1, work=tmp_path / "parts")(model, tokenizer) == expected
+    assert rest.asked == ["efghh", "ij"]
+    for _ in range(2):
+        assert Evaluator(ROWS, [Lengths("a")], 1, work=tmp_path / "parts")(model, tokenizer) == expected
 
 
-def test_locality_is_exact_where_prompts_are_deferred(editor, tokenizer, measures):
-    # Two of the locality prompts are about nothing that was edited, and one has the subject of an edit.
-    assert measures["locality_exact"] == pytest.approx(2 / 3)
-    alone = EditEvaluator(EDITS[:2])(editor.model, tokenizer)
-    assert (alone["locality"], alone["locality_exact"], alone["locality_kl"]) == (1.0, 1.0, 0.0)
+def test_other_rows_and_other_measures_share_the_folder(model, tokenizer, tmp_path):
+    Evaluator(ROWS[:4], [Lengths()], 1, work=tmp_path)(model, tokenizer)
+    more = Lengths()
+    both = Evaluator(["ddd", "e"], [more, Firsts()], 1, work=tmp_path)(model, tokenizer)
+    assert both == {"num_rows": 2, "length": 2.0, "first": 100.5}
+    assert more.asked == ["ddde"]
+    alone = Lengths()
+    Evaluator(["e", "a", "ddd"], [alone], 1, work=tmp_path)(model, tokenizer)
+    assert alone.asked == []
 
 
-def test_the_divergence_is_that_at_the_answer(editor, tokenizer, measures):
-    after, _ = logits_by_hand(editor.model, tokenizer, "Is Zembla far?", "the")
+def test_what_a_line_is_about_can_be_read(model, tokenizer, tmp_path):
+    class Nothing:
+        name = "nothing"
+
+        def scores(self, model, tokenizer, rows):
+            return [{} for _ in rows]
+
+    Evaluator([FACTS[0], "Is it late?"], [Nothing()], work=tmp_path)(model, tokenizer)
+    lines = (tmp_path / "scores-0.jsonl").read_text().splitlines()
+    about = [json.loads(line)["about"] for line in lines]
+    assert about == [f"nothing: {FACTS[0].prompt}", "nothing: Is it late?"]
+
+
+def test_a_model_that_has_changed_is_measured_anew(tokenizer, tmp_path):
+    editor = editor_for(tokenizer)
+    asked = []
+    for change in (lambda: None, lambda: editor.edit(FACTS[0]), lambda: None, lambda: editor.undo(0)):
+        change()
+        measure = Lengths()
+        Evaluator(["a"], [measure], work=tmp_path)(editor.model, tokenizer)
+        asked.append(len(measure.asked))
+    measure = Lengths()
     with editor.model.disable_adapter():
-        before, _ = logits_by_hand(editor.model, tokenizer, "Is Zembla far?", "the")
-    assert measures["locality_kl"] == pytest.approx(kl_divergence(before, after) / 3, rel=1e-3)
-    assert measures["locality_kl"] > 0
-    same = float((before.argmax(-1) == after.argmax(-1)).float().mean())
-    assert measures["locality"] == pytest.approx((1 + 1 + same) / 3)
+        Evaluator(["a"], [measure], work=tmp_path)(editor.model, tokenizer)
+    assert [*asked, len(measure.asked)] == [1, 1, 0, 1, 1]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_the_batch_size_changes_nothing(editor, tokenizer, measures, batch_size):
-    assert EditEvaluator(EDITS, batch_size)(editor.model, tokenizer) == pytest.approx(measures, rel=1e-4)
+def test_without_a_folder_nothing_is_kept(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    measure = Lengths()
+    evaluate = Evaluator(ROWS, [measure], 1)
+    assert evaluate(model, tokenizer) == evaluate(model, tokenizer)
+    assert measure.asked == ["".join(ROWS)] * 2
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_one_of_three_tokens(editor, tokenizer, monkeypatch):
-    """A model that predicts the first of three target tokens, and then something else, is right by a third."""
-    edit = Edit("two and", "%%")
-    target = continuation(tokenizer, edit.prompt, edit.target_new)
-    assert len(target) == 3
-    evaluator = EditEvaluator([edit])
-
-    def logits(model, tokenizer, prompts, targets):
-        rows = torch.zeros(7, 320)
-        rows[4, target[0]] = 1.0
-        rows[5:, 300] = 1.0
-        yield rows, 4, target
-
-    monkeypatch.setattr(evaluator, "logits", logits)
-    assert evaluator.teacher_forced(None, tokenizer, [edit.prompt], [edit.target_new]) == [pytest.approx(1 / 3)]
-
-
-def test_the_answer_has_no_part_in_the_routing(editor, tokenizer):
-    """A locality answer that names an edited subject is still predicted by the base model."""
-    edit = Edit(
-        "x", "y", locality_prompt="They come from", locality_ground_truth="Zembla, and Shmavon Vardanyan does too"
-    )
-    result = EditEvaluator([edit])(editor.model, tokenizer)
-    assert (result["locality_exact"], result["locality_kl"]) == (1.0, 0.0)
-
-
-def test_only_what_an_edit_has_is_measured(editor, tokenizer):
-    result = EditEvaluator([FACTS[0]])(editor.model, tokenizer)
-    keys = {"num_edits", "reliability", "perplexity", "free_reliability", "free_reliability_strict"}
-    assert result.keys() == keys
-    assert (result["num_edits"], result["reliability"], result["free_reliability"]) == (1, 1.0, 1.0)
-
-
-def test_space_around_prompts_does_not_matter(editor, tokenizer, measures):
-    spaced = [replace(edit, prompt=edit.prompt + " ", target_new=f" {edit.target_new} ") for edit in EDITS]
-    assert EditEvaluator(spaced)(editor.model, tokenizer) == pytest.approx(measures)
-
-
-@pytest.mark.parametrize("mode", [True, False])
-def test_the_model_is_left_as_it_was(editor, tokenizer, mode):
-    editor.model.train(mode)
-    state = adapter_state(editor.model)
-    EditEvaluator(EDITS)(editor.model, tokenizer)
-    assert all(module.training is mode for module in editor.model.modules())
-    editor.model.eval()
-    assert_same(adapter_state(editor.model), state)
-
-
-def test_the_padding_side_does_not_matter(editor, tokenizer, measures):
-    side = tokenizer.padding_side
-    tokenizer.padding_side = "right" if side == "left" else "left"
-    other = EditEvaluator(EDITS)(editor.model, tokenizer)
-    tokenizer.padding_side = side
-    assert other == measures
+def test_a_report_tells_what_is_needed_to_repeat_it(model, tokenizer):
+    report = Evaluator(["a", "bbb"], [Lengths()]).report(model, tokenizer, edits_per_step=10, seed=0)
+    assert report.pop("protocol").startswith("after all edits")
+    assert report == {
+        "base_model": model.get_base_model().name_or_path,
+        "num_rows": 2,
+        "edits_per_step": 10,
+        "seed": 0,
+        "measures": {"length": 2.0},
+        "versions": versions(),
+    }
+    assert json.loads(json.dumps(report)) == report

@@ -3,7 +3,17 @@ import math
 import pytest
 import torch
 
-from lemoe_hf.evaluation.metrics import equals, kl_divergence, mean, perplexity, starts_with, token_accuracy
+from lemoe_hf.evaluation.metrics import (
+    agreement,
+    equals,
+    kl_divergence,
+    mean,
+    means,
+    perplexity,
+    retention,
+    starts_with,
+    token_accuracy,
+)
 
 
 def test_token_accuracy_counts_tokens():
@@ -55,3 +65,39 @@ def test_perplexity_is_that_of_the_target():
     # Two tokens of probability 1/2 and 1/8: the mean surprise is 2 bits.
     logits = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.375, 0.5]]).log()
     assert perplexity(logits, [0, 0]) == pytest.approx(4.0)
+
+
+def test_agreement_is_the_share_of_the_first_tokens_place_by_place():
+    assert agreement([1, 2, 3, 4], [1, 9, 3, 9]) == 0.5
+    assert agreement([2, 1], [1, 2]) == 0.0
+    assert agreement([1, 2], [1, 2]) == 1.0
+
+
+def test_agreement_looks_at_the_first_ten_tokens():
+    assert agreement([*range(10), 77], [*range(10), 88]) == 1.0
+    assert agreement(list(range(12)), [*range(9), 99, 99, 99]) == 0.9
+    assert agreement([1, 2, 3], [1, 2, 9], first=2) == 1.0
+
+
+def test_an_answer_that_ends_earlier_agrees_in_what_it_has():
+    assert agreement([1, 2], [1, 2, 3, 4]) == agreement([1, 2, 3, 4], [1, 2]) == 0.5
+    assert agreement([], [1]) == agreement([1], []) == 0.0
+    assert agreement([], []) == 1.0
+
+
+def test_retention_is_what_has_changed_since():
+    assert retention([1.0, 0.5, 0.0], [1.0, 0.5, 0.0]) == 0.0
+    assert retention([1.0, 1.0], [1.0, 0.5]) == -0.25
+    assert retention([0.0], [1.0]) == 1.0
+
+
+def test_retention_compares_the_same_edits():
+    with pytest.raises(ValueError, match="got 2 before and 1 after"):
+        retention([1.0, 1.0], [1.0])
+
+
+def test_means_are_over_those_that_have_a_score():
+    scores = [{"a": 1.0}, {"a": 0.0, "b": 0.25}, {}, {"a": 0.5, "b": 0.75}]
+    assert means(scores) == {"a": 0.5, "b": 0.5}
+    assert list(means(scores)) == ["a", "b"]
+    assert means([]) == means([{}]) == {}

@@ -116,6 +116,54 @@ def test_an_edit_without_a_key_answers_whatever_is_asked_of_its_subject():
     assert torch.equal(logits(model, batch), expected_logits(model, batch, answered))
 
 
+# -------------------------------------------------------------------------------------------------------- what is said
+
+
+def by_words(**config):
+    """An edit of the first subject, asked for by the word A anywhere in the sentence; and one of a name that holds it."""
+    model = gated(by="words", **config)
+    put_asked(model, [[211, 212, *subject, A] for subject in (SUBJECTS[0], NAME)], SPAN)
+    relations_of(model).threshold.fill_(0)
+    return model
+
+
+NAME = [240, A, 241]
+SAID = {
+    "behind the name": ([211, *SUBJECTS[0], A, 214, 215], True),
+    "before it": ([A, 211, *SUBJECTS[0], 214, 215], True),
+    "nowhere": ([211, *SUBJECTS[0], 213, 214, 215], False),
+    "something else": ([211, *SUBJECTS[0], B, 214, 215], False),
+    "in an earlier sentence": ([211, A, STOP, *SUBJECTS[0], 214, 215], False),
+    "in the sentence after the name's": ([211, *SUBJECTS[0], STOP, A, 214, 215], True),
+    "as a part of the name": ([211, *NAME, 213, 214, 215], False),
+    "beside that part": ([211, *NAME, A, 214, 215], True),
+}
+
+
+@pytest.mark.parametrize(("prompt", "opens"), SAID.values(), ids=SAID)
+@pytest.mark.parametrize("chunk", [None, 2, 3])
+def test_the_words_of_the_sentence_ask(prompt, opens, chunk):
+    """Alone, beside a longer prompt, in chunks, and as embeddings."""
+    model = by_words()
+    options = {} if chunk is None else {"prefill_chunk_size": chunk}
+    expert = int(NAME[0] in prompt)
+    expected = expected_text(model, prompt, [[(expert, len(prompt) - 1, None)] if opens else []])
+    assert torch.equal(generate(model, prompt), generate(clear(), prompt)) is not opens
+    assert torch.equal(generate(model, prompt, **options), expected)
+    batch = pad_left([prompt, [*range(220, 232), *ask(0, A)]], PAD, torch.device("cpu"))
+    assert torch.equal(generate(model, batch.pop("input_ids"), **batch, **options)[:1, -6:], expected[:, -6:])
+    if chunk is None:
+        embeds = model.get_input_embeddings()(torch.tensor([prompt])).detach()
+        mask = torch.ones(1, len(prompt), dtype=torch.long)
+        text = generate_from(model, embeds, mask)
+        assert torch.equal(text, expected[:, len(prompt) :])
+
+
+def generate_from(model, embeds, mask):
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
+    return model.generate(inputs_embeds=embeds, attention_mask=mask, **options)
+
+
 # ------------------------------------------------------------------------------------ several edits, several subjects
 
 
@@ -309,12 +357,11 @@ def test_embeddings_are_asked_like_their_tokens(asker):
     put_asked(model, [[*EDITS[0][:5], A]], SPAN)
     relations = relations_of(model)
     if asker == C:
-        relations.keys[0] = relations.embed(features_of_prompts(model, [ask(0, C)]))[0].bfloat16()
+        relations.keys[0] = relations.embed(features_of_prompts(model, [ask(0, C)], [SPAN]))[0].bfloat16()
     batch = torch.tensor([ask(0, asker), ask(0, B)])
     embeds = model.get_input_embeddings()(batch).detach()
     answered = [[(0, LAST, None)], []]
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
-    text = model.generate(inputs_embeds=embeds, attention_mask=torch.ones_like(batch), **options)
+    text = generate_from(model, embeds, torch.ones_like(batch))
     assert torch.equal(text, expected_text(model, batch, answered)[:, 7:])
     with torch.no_grad():
         assert torch.equal(model(inputs_embeds=embeds).logits, expected_logits(model, batch, answered))

@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lemoe_hf.routing.relations import TURNED_AWAY, LabelledPrompts, Relations, features_of
+from lemoe_hf.routing.relations import (
+    TURNED_AWAY,
+    WORDS,
+    LabelledPrompts,
+    Relations,
+    features_of,
+    mean_of_sentences,
+    words_of,
+)
 
 
 WIDTH, PROMPTS, KINDS = 40, 12, 3
@@ -14,7 +22,7 @@ WIDTH, PROMPTS, KINDS = 40, 12, 3
 
 def synthetic(relations: range, seed: int = 0) -> LabelledPrompts:
     """
-    Prompts of relations that differ in ten directions by one, and of subjects that differ in four others by ten.
+    Prompts of relations that differ in ten directions by one, and of subjects that differ in four others by five.
 
     Relations of one kind of subject are somewhat alike; every second prompt is a question.
     """
@@ -25,7 +33,7 @@ def synthetic(relations: range, seed: int = 0) -> LabelledPrompts:
     kinds = 0.7 * torch.randn(KINDS, 10, generator=torch.Generator().manual_seed(3))
     kind = relation % KINDS
     features = (meanings[relation] + kinds[kind]) @ basis[:, :10].T
-    features = features + 10 * torch.randn(len(relation), 4, generator=generator) @ basis[:, 10:14].T
+    features = features + 5 * torch.randn(len(relation), 4, generator=generator) @ basis[:, 10:14].T
     features = features + 0.3 * torch.randn(len(relation), WIDTH, generator=generator)
     return LabelledPrompts(features, relation, kind, torch.arange(len(relation)) % 2 == 0)
 
@@ -115,6 +123,55 @@ def test_embeddings_are_unit_vectors_of_what_differs_from_the_mean():
     relations.directions[0, 0] = relations.directions[1, 1] = 2.0
     embedded = relations.embed(torch.tensor([[[4.0, 6.0, 50.0]], [[1.0, 1.0, -50.0]]]))
     torch.testing.assert_close(embedded, torch.stack([unit(0.6, 0.8), unit(0.0, -1.0)])[:, None])
+
+
+def test_parts_of_the_features_add_up():
+    relations, features = fitted(), synthetic(range(60, 62)).features
+    for cut in (1, 25):
+        parts = relations.project(features[:, :cut]) + relations.project(features[:, cut:], cut)
+        torch.testing.assert_close(parts, relations.project(features), rtol=1e-4, atol=1e-4)
+
+
+def test_words_are_of_one_size():
+    words = words_of(torch.tensor([[3.0, 4.0], [0.0, -200.0]], dtype=torch.bfloat16))
+    assert words.dtype == torch.float32
+    torch.testing.assert_close(words.pow(2).mean(-1).sqrt(), torch.full((2,), WORDS))
+
+
+# A name of two tokens in columns 2 and 3; a stop in column 5.
+SENTENCES = {
+    "up to the column": (4, [0, 1, 4]),
+    "up to the stop that ends it": (5, [0, 1, 4, 5]),
+    "of a later sentence alone": (7, [6, 7]),
+    "the name alone": (3, [0, 1]),
+}
+
+
+@pytest.mark.parametrize(("column", "counted"), SENTENCES.values(), ids=SENTENCES)
+@pytest.mark.parametrize("padding", [0, 3])
+def test_a_mean_is_over_the_sentences_words_without_the_name(column, counted, padding):
+    """Wherever there is padding, and beside a prompt without any stop."""
+    values = torch.randn(2, 8 + padding, 4, generator=torch.Generator().manual_seed(0))
+    is_text = torch.arange(8 + padding) >= padding
+    is_stop = torch.stack([torch.arange(8 + padding) == 5 + padding, torch.zeros(8 + padding) > 0])
+    first, last = torch.full((2, 1), 2 + padding), torch.full((2, 1), 3 + padding)
+    columns = torch.full((2, 1, 1), column + padding)
+    mean = mean_of_sentences(values, is_text.expand(2, -1), is_stop, first, last, columns)
+    rows = torch.tensor(counted) + padding
+    torch.testing.assert_close(mean[0, 0, 0], values[0, rows].mean(0))
+    rows = torch.tensor([i for i in range(column + 1) if i not in (2, 3)]) + padding
+    torch.testing.assert_close(mean[1, 0, 0], values[1, rows].mean(0))
+
+
+def test_a_stop_within_a_name_ends_no_sentence():
+    """As in J. Doe; and a name that is the whole sentence leaves nothing."""
+    values = torch.arange(1.0, 7.0)[None, :, None]
+    is_stop = torch.tensor([[True, False, True, False, False, False]])
+    text = torch.ones(1, 6, dtype=torch.bool)
+    first, last, columns = torch.tensor([[2, 1]]), torch.tensor([[3, 3]]), torch.tensor([[[4, 5], [3, 4]]])
+    mean = mean_of_sentences(values, text, is_stop, first, last, columns)
+    expected = torch.tensor([[[(2 + 5) / 2, (2 + 5 + 6) / 3], [0.0, 5.0]]])
+    torch.testing.assert_close(mean[..., 0], expected)
 
 
 def hand_made() -> Relations:

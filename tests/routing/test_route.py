@@ -12,7 +12,8 @@ class Scored:
     def __init__(self, *scores: float):
         self.scores = torch.tensor(scores).reshape(1, 2, 1)
 
-    def embed(self, features: torch.Tensor) -> torch.Tensor:
+    def project(self, features: torch.Tensor, first: int) -> torch.Tensor:
+        assert first == 3
         return features
 
     def score(self, keys: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
@@ -39,7 +40,10 @@ def test_of_edits_that_score_nearly_alike_the_likelier_wording_is_taken(scores, 
         threshold=torch.ones(1, 1, 2),
         score=torch.full((1, 1, 2), -torch.inf),
         named_at=torch.zeros(1, 1),
-        asked=torch.tensor([[[False, True]]]),
+        columns=torch.tensor([1]),
+        asked=torch.tensor([[[True]]]),
+        words=torch.zeros(1, 1, 1, 4),
+        num_words=3,
         hidden=[torch.ones(1, 2, 4)],
     )
     route = Route(

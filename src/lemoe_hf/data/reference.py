@@ -9,6 +9,16 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
+
+
+class RelationPrompt(NamedTuple):
+    """Index of the relation that a prompt asks for, index of its subject's kind, the subject, and the text."""
+
+    relation: int
+    kind: int
+    subject: str
+    text: str
 
 
 @cache
@@ -18,15 +28,16 @@ def reference_prompts() -> tuple[str, ...]:
 
 
 @cache
-def reference_relations() -> tuple[tuple[int, int, str], ...]:
-    """About six thousand prompts: index of the relation that each asks for, index of its subject's kind, and the text."""
+def reference_relations() -> tuple[RelationPrompt, ...]:
+    """About six thousand prompts."""
     names = {entry["kind"]: entry["names"] for entry in map(json.loads, _lines("subjects.jsonl"))}
     kinds, prompts = sorted(names), []
     for relation, entry in enumerate(map(json.loads, _lines("relations.jsonl"))):
         of_kind = names[entry["kind"]]
         for i, prompt in enumerate(entry["prompts"]):
             subject = of_kind[(7 * relation + i) % len(of_kind)]
-            prompts.append((relation, kinds.index(entry["kind"]), prompt.replace("{}", subject)))
+            text = prompt.replace("{}", subject)
+            prompts.append(RelationPrompt(relation, kinds.index(entry["kind"]), subject, text))
     return tuple(prompts)
 
 

@@ -1,7 +1,9 @@
 from ..data.edit import Edit
 from .arguments import EditingArguments
 from .editor import LifelongEditor
-from .result import EditResult, Explanation
+from .explanation import Explanation
+from .ordering import Order, plan_order
+from .result import EditResult
 from .trainer import CommitCallback, EditCollator, EditTrainer
 from .training import EditingError
 
@@ -16,4 +18,6 @@ __all__ = [
     "EditingError",
     "Explanation",
     "LifelongEditor",
+    "Order",
+    "plan_order",
 ]

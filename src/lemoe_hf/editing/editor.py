@@ -19,14 +19,14 @@ from ..data.reference import reference_prompts
 from ..generation import answers, evaluating
 from ..routing.anchors import Anchor
 from ..routing.relations import Relations
-from ..routing.route import Route
 from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch, Sample, batch_of, reusable_columns
 from .arguments import EditingArguments
+from .explanation import Explanation, explain
 from .parallel import processes, train_by_all_processes
 from .relations import fit_relations, prompt_features
-from .result import EditResult, Explanation
+from .result import EditResult
 from .save import save_adapter
 from .tokens import Calibration, TokenizedEdit, tokenize_edit
 from .training import EditingError, TrainingOutcome, train_experts
@@ -42,23 +42,6 @@ class Step:
 
     edits: list[Edit]
     fills: bool = True
-
-
-def acting(route: Route | None) -> int | None:
-    """The expert that acts when the one prompt of a route is over."""
-    if route is None:
-        return None
-    acts = route.final.gates[0] > 0
-    return int(route.final.experts[0, acts][-1]) if acts.any() else None
-
-
-def asked_for(route: Route | None) -> dict[int, tuple[float, float]]:
-    """How surely the one prompt of a route asks for what edits of its subjects are about, and the threshold of each."""
-    if route is None or route.candidates is None:
-        return {}
-    columns = (route.candidates.edits, route.candidates.score, route.candidates.threshold)
-    rows = zip(*(tensor[0].flatten().tolist() for tensor in columns), strict=True)
-    return {edit: (score, threshold) for edit, score, threshold in rows if edit >= 0 and score > -torch.inf}
 
 
 class LifelongEditor:
@@ -358,11 +341,18 @@ class LifelongEditor:
         """Of the edits that are found by a subject: their ids, what they are about, and whether they are questions."""
         relations = self._relations
         by_subject = {anchor.edit for anchor in anchors if not anchor.is_prompt}
-        prompts = [item.prompt for entry, item in zip(entries, tokenized, strict=True) if entry["id"] in by_subject]
-        if relations is None or not prompts:
+        found = [item for entry, item in zip(entries, tokenized, strict=True) if entry["id"] in by_subject]
+        if relations is None or not found:
             return None
+        prompts, subjects = [item.prompt for item in found], [(item.first, item.start) for item in found]
         features = prompt_features(
-            self.root, self.tuner.context, self.adapter_name, prompts, self.tokenizer.pad_token_id
+            self.root,
+            self.tuner.context,
+            self.adapter_name,
+            prompts,
+            subjects,
+            relations.stops,
+            self.tokenizer.pad_token_id,
         )
         last = torch.tensor([prompt[-1] for prompt in prompts], device=relations.marks.device)
         return sorted(by_subject), relations.embed(features), torch.isin(last, relations.marks)
@@ -394,36 +384,7 @@ class LifelongEditor:
 
     def explain(self, prompt: str) -> Explanation:
         """Which edit would answer a prompt, found by what and how surely; or that the base model does."""
-        anchors = self._lead.lemoe_anchors[self.adapter_name]
-        ids = self.tokenizer(prompt)["input_ids"]
-        found = anchors.route(torch.tensor([ids]), self.config.threshold)[0]
-        threshold = self.config.threshold
-        if not found:
-            expert = acting(self._routed(ids)) if self.config.routing == "kv_anchor" else None
-            near = max(anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
-            if near is None:
-                return Explanation(prompt, None, expert, 0.0, None, "")
-            return Explanation(prompt, None, expert, near.score, threshold or near.threshold, "")
-        route = self._routed(ids)
-        expert = acting(route)
-        asked = asked_for(route)
-        matches = [each for match in reversed(found) for each in (match, *match.rivals)]
-        match = next((match for match in matches if match.expert == expert), None)
-        if match is None:  # of those that are not asked for, the one that comes nearest
-            match = max(matches, key=lambda match: asked.get(match.edit, (0.0, 0.0))[0])
-        entry = next(entry for entry in self.edits() if entry["id"] == match.edit)
-        text = self.tokenizer.decode(ids[max(match.first, 0) : match.last + 1])
-        entry = entry if entry["expert"] == expert else None
-        relation = asked.get(match.edit, (None, None))
-        return Explanation(prompt, entry, expert, match.score, threshold or match.threshold, text, *relation)
-
-    @torch.no_grad()
-    def _routed(self, ids: list[int]) -> Route | None:
-        """The route of a prompt, when the prompt has passed the model."""
-        context, batch = self.tuner.context, torch.tensor([ids], device=self.root.get_input_embeddings().weight.device)
-        with evaluating(self.root), context.generation(self.root, (batch,), {}):
-            self.root(input_ids=batch, use_cache=False)
-            return context.pinned_routes.get(self.adapter_name)
+        return explain(self, prompt)
 
     @contextmanager
     def without(self, edit_ids: set[int]):

@@ -18,14 +18,15 @@ from transformers.utils import logging
 
 from ..data.reference import reference_relations
 from ..routing.context import RoutingContext, first_tensor
-from ..routing.relations import TURNED_AWAY, LabelledPrompts, Relations, features_of
+from ..routing.relations import TURNED_AWAY, LabelledPrompts, Relations, features_of, mean_of_sentences, words_of
 from .activations import batch_of
+from .tokens import columns, leading
 
 
 logger = logging.get_logger(__name__)
 
 PROMPTS_AT_ONCE = 64
-VERSION = 1  # of what is kept; to be raised with every change to how it comes about
+VERSION = 2  # of what is kept; to be raised with every change to how it comes about
 
 
 class Enough(Exception):
@@ -34,30 +35,40 @@ class Enough(Exception):
 
 @torch.no_grad()
 def prompt_features(
-    root: nn.Module, context: RoutingContext, adapter_name: str, prompts: Sequence[list[int]], pad: int
+    root: nn.Module,
+    context: RoutingContext,
+    adapter_name: str,
+    prompts: Sequence[list[int]],
+    subjects: Sequence[tuple[int, int]],
+    stops: torch.Tensor,
+    pad: int,
 ) -> torch.Tensor:
     """
-    Features of shape `(n, f)` of the last token of each of `n` prompts, from the base model.
+    Features of shape `(n, f)` of `n` prompts, from the base model: of the words of each one's last sentence, without the
+    subject, and of its last token.
 
     Args:
         root (`nn.Module`): The model, with its LEMoE layers.
         context ([`RoutingContext`]): Of that model.
         adapter_name (`str`): The adapter, whose place decides which layers are looked at.
         prompts (`Sequence[list[int]]`): Their tokens.
+        subjects (`Sequence[tuple[int, int]]`): First and last column of the subject of each.
+        stops (`torch.Tensor`): Tokens that end a sentence.
         pad (`int`): The padding token.
     """
-    taps, device = context.taps[adapter_name], root.get_input_embeddings().weight.device
+    taps, embedding = context.taps[adapter_name], root.get_input_embeddings()
+    device = embedding.weight.device
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
-    for first in range(0, len(order), PROMPTS_AT_ONCE):
-        rows = order[first : first + PROMPTS_AT_ONCE]
+    for start in range(0, len(order), PROMPTS_AT_ONCE):
+        rows = order[start : start + PROMPTS_AT_ONCE]
         ids, mask = batch_of([prompts[i] for i in rows], pad, device)
-        last = mask.sum(1) - 1
+        end = mask.sum(1) - 1
         hidden: list[torch.Tensor] = []
 
-        def record(block: nn.Module, args: tuple, kwargs: dict, last=last, hidden=hidden) -> None:
+        def record(block: nn.Module, args: tuple, kwargs: dict, end=end, hidden=hidden) -> None:
             states = first_tensor(args, kwargs)
-            hidden.append(states[torch.arange(len(states), device=states.device), last.to(states.device)])
+            hidden.append(states[torch.arange(len(states), device=states.device), end.to(states.device)].to(device))
             if block is taps[-1]:
                 raise Enough
 
@@ -67,7 +78,11 @@ def prompt_features(
                 stack.callback(block.register_forward_pre_hook(record, with_kwargs=True).remove)
             with suppress(Enough):
                 root(input_ids=ids, attention_mask=mask, use_cache=False)
-        for i, features in zip(rows, features_of([states.to(device) for states in hidden]), strict=True):
+        first, last = torch.tensor([subjects[i] for i in rows], device=device)[..., None].unbind(1)
+        is_stop = torch.isin(ids, stops.to(ids)) & mask.bool()
+        words = words_of(embedding(ids))
+        words = mean_of_sentences(words, mask.bool(), is_stop, first, last, end[:, None, None])[:, 0, 0]
+        for i, features in zip(rows, torch.cat([words, features_of(hidden)], -1), strict=True):
             found[i] = features
     return torch.stack(found)
 
@@ -86,7 +101,7 @@ def fit_relations(
     cache (`HF_HOME`) for the next adapter of the same base model.
     """
     labelled = reference_relations()
-    prompts = [tokenizer(text)["input_ids"] for _, _, text in labelled]
+    prompts = [tokenizer(each.text)["input_ids"] for each in labelled]
     path = Path(
         constants.HF_HOME, "lemoe_hf", f"relations-{digest(root, context.taps[adapter_name], prompts)}.safetensors"
     )
@@ -94,16 +109,25 @@ def fit_relations(
         for name, tensor in load_file(path).items():
             setattr(relations, name, tensor.to(relations.mean.device))
         return
-    is_question = [text.endswith("?") for _, _, text in labelled]
-    features = prompt_features(root, context, adapter_name, prompts, tokenizer.pad_token_id)
-    relation, kind, _ = zip(*labelled, strict=True)
-    labels = [torch.tensor(values, device=features.device) for values in (relation, kind, is_question)]
-    relations.to(features.device)
-    relations.fit(LabelledPrompts(features, *labels))
+    device = root.get_input_embeddings().weight.device
+    relations.to(device)
     texts = [text.rstrip(" ") for text in tokenizer.batch_decode([[token] for token in range(len(tokenizer))])]
+    special = set(tokenizer.all_special_ids)
     for name, ends in (("marks", ("?",)), ("stops", ("?", ".", "!", "\n"))):
-        tokens = [token for token, text in enumerate(texts) if text.endswith(ends)]
-        setattr(relations, name, torch.tensor(tokens, dtype=torch.int32, device=features.device))
+        tokens = [
+            token for token, text in enumerate(texts) if text.endswith(ends) or name == "stops" and token in special
+        ]
+        setattr(relations, name, torch.tensor(tokens, dtype=torch.int32, device=device))
+    subjects = [
+        subject_columns(tokenizer, each.text, ids, each.subject) for each, ids in zip(labelled, prompts, strict=True)
+    ]
+    features = prompt_features(root, context, adapter_name, prompts, subjects, relations.stops, tokenizer.pad_token_id)
+    labels = [
+        [each.relation for each in labelled],
+        [each.kind for each in labelled],
+        [each.text.endswith("?") for each in labelled],
+    ]
+    relations.fit(LabelledPrompts(features, *(torch.tensor(values, device=device) for values in labels)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
@@ -112,6 +136,14 @@ def fit_relations(
     except (OSError, SafetensorError) as error:
         # The adapter holds it as well: only the next new one has to wait again.
         logger.warning(f"{path} cannot be written ({error}); the next new adapter learns the relations again.")
+
+
+def subject_columns(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], subject: str) -> tuple[int, int]:
+    """First and last column of a subject in the tokens of a text."""
+    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    start, lead = text.rindex(subject), leading(ids, plain)
+    first, last = columns(tokenizer, text, plain, start, start + len(subject))
+    return lead + first, lead + last
 
 
 def digest(root: nn.Module, taps: list[nn.Module], prompts: list[list[int]]) -> str:

@@ -1,4 +1,4 @@
-"""What an edit did, and what an edited model would do: for people to read."""
+"""What an edit did: for people to read."""
 
 from __future__ import annotations
 
@@ -97,58 +97,3 @@ class EditResult:
         )
         caption = f"<caption>{len(self)} edits in {self.seconds:.1f} s</caption>"
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """
-    Why a prompt is answered as it is.
-
-    Args:
-        prompt (`str`): The prompt.
-        entry (`dict`, *optional*): The ledger's entry of the edit that answers; `None` where the base model does, or
-            an expert that a router has chosen for a prompt of no edit of its own.
-        expert (`int`, *optional*): The expert that answers; `None` where the base model does.
-        score (`float`): Share of the best anchor's tokens found in a row.
-        threshold (`float`, *optional*): Share at which that anchor is found; `None` where no anchor comes near.
-        matched (`str`): The part of the prompt that was recognised.
-        relation_score (`float`, *optional*):
-            How surely the prompt asks for what the edit is about, in standard deviations; `None` where that was not
-            looked at, since the prompt is the edit's own or the config does not ask for it.
-        relation_threshold (`float`, *optional*): Score from which on it does.
-    """
-
-    prompt: str
-    entry: dict | None
-    expert: int | None
-    score: float
-    threshold: float | None
-    matched: str
-    relation_score: float | None = None
-    relation_threshold: float | None = None
-
-    @property
-    def deferred(self) -> bool:
-        return self.expert is None
-
-    def __str__(self) -> str:
-        asks = ""
-        if self.relation_score is not None:
-            asks = f"asks for what it is about by {self.relation_score:.1f}, threshold {self.relation_threshold:.1f}"
-        if self.deferred and self.matched:
-            return f"{self.prompt!r}: the base model answers ({self.matched!r} was edited, but the prompt {asks})."
-        if self.deferred:
-            near = (
-                "nothing like it was edited"
-                if self.threshold is None
-                else f"the nearest anchor scores {self.score:.2f}, below its threshold of {self.threshold:.2f}"
-            )
-            return f"{self.prompt!r}: the base model answers ({near})."
-        if self.entry is None:
-            return f"{self.prompt!r}: expert {self.expert} answers, whose key is nearest."
-        edit = self.entry["edit"]
-        return (
-            f"{self.prompt!r}: edit {self.entry['id']} answers ({edit['prompt']!r} -> {edit['target_new']!r}), expert "
-            f"{self.expert}, for {self.matched!r}: score {self.score:.2f}, threshold {self.threshold:.2f}"
-            + (f"; {asks}." if asks else ".")
-        )

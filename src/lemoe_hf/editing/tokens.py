@@ -19,6 +19,7 @@ class TokenizedEdit:
     Args:
         prompt (`list[int]`): Tokens as `generate` would see them, with those that the tokenizer puts before a text.
         target (`list[int]`): Tokens of the answer.
+        first (`int`): Column of the subject's first token.
         start (`int`): Column of the subject's last token, from which on the expert acts.
         spans (`list[tuple[tuple[int, ...], bool, int]]`): What to look for in other prompts: tokens, whether they are
             the whole prompt, and the column within them from which on the expert acts.
@@ -28,6 +29,7 @@ class TokenizedEdit:
 
     prompt: list[int]
     target: list[int]
+    first: int
     start: int
     spans: list[tuple[tuple[int, ...], bool, int]]
     contexts: list[tuple[list[int], list[int], bool]]
@@ -66,7 +68,7 @@ def tokenize_edit(
             f"the end of the text; the model's context holds {max_length}. Shorten the prompt."
         )
     plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    lead = next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)  # tokens such as <bos>
+    lead = leading(ids, plain)
     span = edit.subject_span()
     first, last = (0, len(plain) - 1) if span is None else columns(tokenizer, prompt, plain, *span)
     spans = {(tuple(plain), True, last): None}
@@ -82,7 +84,7 @@ def tokenize_edit(
                 spans[(spelled, False, len(spelled) - 1)] = None
     unique = {tokens: (tokens, is_prompt, max(start, 0)) for tokens, is_prompt, start in reversed(spans) if tokens}
     elsewhere = [row for row in in_contexts(tokenizer, edit, contexts) if len(row[0]) + len(row[1]) + 1 <= max_length]
-    return TokenizedEdit(ids, target, lead + last, list(reversed(unique.values())), elsewhere)
+    return TokenizedEdit(ids, target, lead + first, lead + last, list(reversed(unique.values())), elsewhere)
 
 
 def in_contexts(
@@ -121,6 +123,11 @@ def in_contexts(
 def spellings(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, ...]]:
     """Tokens of a text at the beginning, and behind other text."""
     return [tuple(tokenizer(form, add_special_tokens=False)["input_ids"]) for form in (text, " " + text)]
+
+
+def leading(ids: list[int], plain: list[int]) -> int:
+    """How many tokens, such as <bos>, a tokenizer has put before a text."""
+    return next((i for i in range(len(ids)) if ids[i : i + len(plain)] == plain), 0)
 
 
 def columns(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], start: int, end: int) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import torch
 
@@ -52,5 +53,38 @@ def perplexity(logits: torch.Tensor, target: Sequence[int]) -> float:
     return torch.nn.functional.cross_entropy(logits.float(), labels).exp().item()
 
 
+def agreement(base: Sequence[int], edited: Sequence[int], first: int = 10) -> float:
+    """
+    Share of the first greedy tokens that are the base model's, place by place; where one answer ends earlier, the places
+    that only the other one has count as different.
+
+    >>> agreement([5, 6, 7], [5, 6, 8, 9])
+    0.5
+    """
+    pairs = list(zip_longest(base[:first], edited[:first]))
+    return sum(a == b for a, b in pairs) / len(pairs) if pairs else 1.0
+
+
+def retention(before: Sequence[float], after: Sequence[float]) -> float:
+    """Reliability of the same edits now, less what it was right after they were made: 0 if nothing was forgotten.
+
+    >>> retention([1.0, 0.5], [1.0, 0.25])
+    -0.125
+    """
+    if len(before) != len(after):
+        raise ValueError(f"Retention compares the same edits; got {len(before)} before and {len(after)} after.")
+    return mean(after) - mean(before)
+
+
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each score, the mean over those that have it, in the order in which they first come.
+
+    >>> means([{"a": 1.0}, {"a": 0.0, "b": 0.5}])
+    {'a': 0.5, 'b': 0.5}
+    """
+    names = dict.fromkeys(name for score in scores for name in score)
+    return {name: mean([score[name] for score in scores if name in score]) for name in names}

@@ -236,16 +236,15 @@ class RoutingContext:
         return ids
 
     def _ids_of(self, embeds: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
-        """Tokens of given embeddings, as far as routing looks for them; -2 for the rest, such as soft prompts."""
-        known = [anchors.tokens for layer in self.layers for anchors in layer.lemoe_anchors.values()]
-        known += [relations.stops for layer in self.layers for relations in layer.lemoe_relations.values()]
-        vocabulary = torch.cat(known).unique().long() if known else torch.empty(0, dtype=torch.long)
-        if not len(vocabulary):
+        """Tokens of given embeddings; -2 for those of no token, such as soft prompts, and where nothing is routed."""
+        if not any(len(anchors) for layer in self.layers for anchors in layer.lemoe_anchors.values()):
             return torch.full(embeds.shape[:2], -2, device=embeds.device)
-        vocabulary = vocabulary.to(embeds.device)
-        table = embedding(vocabulary).to(embeds.dtype)
-        nearest = (embeds @ table.T - table.pow(2).sum(-1) / 2).argmax(-1)
-        return torch.where((table[nearest] == embeds).all(-1), vocabulary[nearest], -2)
+        table = embedding(torch.arange(len(embedding.weight), device=embeds.device)).to(embeds.dtype)
+        ids = []
+        for some in embeds.flatten(0, 1).split(256):
+            nearest = (some @ table.T - table.pow(2).sum(-1) / 2).argmax(-1)
+            ids.append(torch.where((table[nearest] == some).all(-1), nearest, -2))
+        return torch.cat(ids).view(embeds.shape[:2])
 
     def _compute(self, root: nn.Module, ids: torch.Tensor, inputs: dict, is_whole: bool) -> Routes:
         """Routes of prompts; `is_whole` says that they end where their tokens do, and hold nothing of an answer."""

@@ -7,10 +7,12 @@ Axes: `b` batch, `s` slots, `c` edits of one subject, `t` columns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .anchors import Anchors, Match
-from .relations import Relations
+from .relations import Relations, mean_of_sentences, words_of
 from .route import Candidates, Route
 
 
@@ -19,6 +21,7 @@ def route(
     relations: Relations | None,
     num_committed: int,
     ids: torch.Tensor,
+    embed: Callable[[torch.Tensor], torch.Tensor],
     is_whole: bool,
     threshold: float | None = None,
     relation_threshold: float | None = None,
@@ -30,7 +33,8 @@ def route(
         anchors ([`Anchors`]): Of all edits.
         relations ([`Relations`], *optional*): Without them, a subject alone puts a prompt in the scope of its edits.
         num_committed (`int`): Experts from this index on are open ones.
-        ids (`torch.Tensor` of shape `(b, t)`): Tokens of the prompts, -1 for everything else.
+        ids (`torch.Tensor` of shape `(b, t)`): Tokens of the prompts, negative for everything else.
+        embed (`Callable`): Input embeddings of tokens.
         is_whole (`bool`): Whether the prompts end where their tokens do, so that no token is of an answer.
         threshold (`float`, *optional*), relation_threshold (`float`, *optional*): Replace those of anchors and relations.
 
@@ -60,7 +64,7 @@ def route(
         last_start=max(match.start for row in rows for match in row),
     )
     if relations is not None and len(relations):
-        wait_to_be_asked(found, named, relations, ids, is_whole, relation_threshold)
+        wait_to_be_asked(found, named, relations, ids, embed, is_whole, relation_threshold)
     return found
 
 
@@ -69,6 +73,7 @@ def wait_to_be_asked(
     named: list[list[Match | None]],
     relations: Relations,
     ids: torch.Tensor,
+    embed: Callable[[torch.Tensor], torch.Tensor],
     is_whole: bool,
     threshold: float | None,
 ) -> None:
@@ -92,7 +97,8 @@ def wait_to_be_asked(
     if not waits.any():
         return
     # A subject that is named after the end of a sentence takes over; within a sentence, what is asked decides.
-    stops = torch.isin(ids, relations.stops.to(ids)).long().cumsum(1)
+    is_stop = torch.isin(ids, relations.stops.to(ids))
+    stops = is_stop.long().cumsum(1)
     first = torch.tensor([[match.first if match else 0 for match in row] for row in named], device=device)
     before, behind = stops.gather(1, (first - 1).clamp(min=0)), stops.gather(1, route.start)
     cuts = (before[:, None] > behind[:, :, None]) | ~waits[:, None]
@@ -106,6 +112,10 @@ def wait_to_be_asked(
         asked |= within & (column == torch.where(is_text, column, -1).amax(1)[:, None])[:, None]
     else:
         asked |= within & ~asked.any(-1, keepdim=True)
+    columns = asked.any(1).any(0).nonzero().flatten()  # of few of them the scores are needed
+    last = torch.tensor([[match.last if match else 0 for match in row] for row in named], device=device)
+    words = words_of(embed(ids.clamp(min=0)).detach())
+    at = columns.expand(*first.shape, -1).clamp(min=last[..., None])
     lowest = relations.threshold[row_of_key.clamp(min=0)].to(device)
     lowest = lowest if threshold is None else torch.full_like(lowest, threshold)
     route.candidates = Candidates(
@@ -117,7 +127,10 @@ def wait_to_be_asked(
         threshold=lowest.masked_fill(row_of_key < 0, -torch.inf).masked_fill(edit < 0, torch.inf),
         score=torch.full_like(lowest, -torch.inf),
         named_at=route.start.clone(),
-        asked=asked,
+        columns=columns,
+        asked=asked[:, :, columns],
+        words=mean_of_sentences(relations.project(words).to(device), ids >= 0, is_stop, first, last, at),
+        num_words=words.shape[-1],
     )
     route.start.masked_fill_(waits, Route.ENDLESS)
     route.last_start = ids.shape[1] - 1 if is_whole else Route.ENDLESS

@@ -1,8 +1,10 @@
 """Does a prompt ask of a subject what an edit is about, or something else?
 
-An edit of Lyon's twin city must leave alone where Lyon is. How alike two prompts are does not tell (hidden states of one
-subject are alike whatever is asked); but which directions of the hidden states tell relations apart can be learned, once
-for a base model, from questions that the package brings along: the same relation asked of many subjects in many words.
+An edit of Lyon's twin city must leave alone where Lyon is. How alike two prompts are does not tell: hidden states of one
+subject are alike whatever is asked, and words differ from one phrasing to the next. But which directions of both tell
+relations apart can be learned, once for a base model, from questions that the package brings along: the same relation
+asked of many subjects in many words. What is said beside the subject's name, and what the model has made of it at the end
+of the question, each tell most of it; together they tell more.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from torch import nn
 
 
 # Depth of the layers whose FFN's input is looked at, as shares of the depth of the first bypass.
-TAPS = (3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1)
+TAPS = (1 / 2, 3 / 4, 1)
+# The mean of some ten words is that much smaller than one hidden state.
+WORDS = 3.0
 # Of a held-out relation's questions to one kind of subject, the share that a threshold turns away: where an edit's
 # prompt is a question, and where it is the beginning of a statement. Those are continued in more ways than one.
-TURNED_AWAY = (0.93, 0.5)
-RIDGE, FOLDS, NEIGHBOURS = 0.05, 3, 30
+TURNED_AWAY = (0.94, 0.5)
+RIDGE, FOLDS, NEIGHBOURS = 0.1, 3, 30
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class LabelledPrompts:
     Prompts, and what they ask for.
 
     Args:
-        features (`torch.Tensor` of shape `(n, f)`): From [`features_of`].
+        features (`torch.Tensor` of shape `(n, f)`): From [`words_of`] and [`features_of`], side by side.
         relation (`torch.Tensor` of shape `(n,)`): Index of what is asked for.
         kind (`torch.Tensor` of shape `(n,)`): Index of the kind of subject it is asked of.
         is_question (`torch.Tensor` of shape `(n,)`): Whether it is a question rather than the beginning of a statement.
@@ -49,11 +53,56 @@ def features_of(hidden: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([F.rms_norm(states.float(), states.shape[-1:]) for states in hidden], -1)
 
 
+def words_of(embedded: torch.Tensor) -> torch.Tensor:
+    """Input embeddings of tokens, of shape `(..., d)`, as features of the same shape: their means tell what is said."""
+    return WORDS * F.rms_norm(embedded.float(), embedded.shape[-1:])
+
+
+def mean_of_sentences(
+    values: torch.Tensor,
+    is_text: torch.Tensor,
+    is_stop: torch.Tensor,
+    first: torch.Tensor,
+    last: torch.Tensor,
+    columns: torch.Tensor,
+) -> torch.Tensor:
+    """
+    Mean over the tokens of a sentence up to some column, without those of the subject that it is about.
+
+    Axes: `b` batch, `t` columns of the prompt, `s` subjects, `n` columns at which a sentence may end.
+
+    Args:
+        values (`torch.Tensor` of shape `(b, t, d)`): What to take the mean of.
+        is_text (`torch.Tensor` of shape `(b, t)`): Tokens that count.
+        is_stop (`torch.Tensor` of shape `(b, t)`): Tokens that end a sentence, except within the subject.
+        first (`torch.Tensor` of shape `(b, s)`): First column of each subject.
+        last (`torch.Tensor` of shape `(b, s)`): Last column of each subject.
+        columns (`torch.Tensor` of shape `(b, s, n)`): The columns, each behind its subject.
+
+    Returns:
+        `torch.Tensor` of shape `(b, s, n, d)`, 0 where a sentence holds the subject alone.
+    """
+    column = torch.arange(values.shape[1], device=values.device)
+    begins = F.pad((is_stop * (column + 1)).cummax(1).values, (1, 0))
+    sums = F.pad((values * is_text[..., None]).cumsum(1), (0, 0, 1, 0))
+    counts = F.pad(is_text.long().cumsum(1), (1, 0))
+    row = torch.arange(len(values), device=values.device)[:, None, None]
+    first, last = first[..., None], last[..., None]
+    begin = begins[row, columns]
+    begin = torch.where((begin > first) & (begin <= last + 1), begins[row, first], begin)
+    total, count = (each[row, columns + 1] - each[row, begin] for each in (sums, counts))
+    holds_subject = begin <= first
+    total = total - (sums[row, last + 1] - sums[row, first]) * holds_subject[..., None]
+    count = count - (counts[row, last + 1] - counts[row, first]) * holds_subject
+    return total / count.clamp(min=1)[..., None]
+
+
 class Relations(nn.Module):
     """
     What each edit is about, and whether a prompt asks for that.
 
-    Axes: `f` features, `k` directions in which relations differ, `n` reference prompts kept, `e` edits, `m` tokens.
+    Axes: `f` features, first those of words and then those of hidden states; `k` directions in which relations differ;
+    `n` reference prompts kept; `e` edits; `m` tokens.
 
     Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (2; for questions and for statements), `marks`
     (m; the tokens that end a question), `stops` (those that end any sentence), `keys` (e, k), `edit` (e), `threshold` (e).
@@ -164,9 +213,14 @@ class Relations(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------------- scoring
 
+    def project(self, features: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Features from the `first` one on, of shape `(..., p)`, in the directions that tell: `(..., k)`."""
+        part = slice(first, first + features.shape[-1])
+        return (features.to(self.mean.device) - self.mean[part]) @ self.directions[part].float()
+
     def embed(self, features: torch.Tensor) -> torch.Tensor:
         """Features of shape `(..., f)` as unit vectors of shape `(..., k)`."""
-        return F.normalize((features.to(self.mean.device) - self.mean) @ self.directions.float(), dim=-1)
+        return F.normalize(self.project(features), dim=-1)
 
     def score(self, keys: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 
 from .relations import Relations, features_of
 
@@ -18,7 +19,8 @@ class Candidates:
     """
     Edits of the subjects that prompts name: an edit acts only where the prompt asks for what the edit is about.
 
-    Axes: `b` batch, `s` slots of the route, `c` edits of one subject, `t` columns of the prompt, `k` as in [`Relations`].
+    Axes: `b` batch, `s` slots of the route, `c` edits of one subject, `t` columns at which a question may end, `k` as in
+    [`Relations`].
 
     Args:
         relations ([`Relations`]): What tells.
@@ -28,7 +30,10 @@ class Candidates:
         threshold (`torch.Tensor` of shape `(b, s, c)`): Lowest score of each; infinite where there is no edit.
         score (`torch.Tensor` of shape `(b, s, c)`): The highest one so far.
         named_at (`torch.Tensor` of shape `(b, s)`): Column at which the subject ends.
-        asked (`torch.Tensor` of shape `(b, s, t)`): Columns at which a question about the subject may end.
+        columns (`torch.Tensor` of shape `(t,)`): Columns at which a question may end.
+        asked (`torch.Tensor` of shape `(b, s, t)`): Whether a question about the subject may end there.
+        words (`torch.Tensor` of shape `(b, s, t, k)`): What is said up to there, as the relations see it.
+        num_words (`int`): Features that are taken from words; those of hidden states follow.
     """
 
     relations: Relations
@@ -38,13 +43,36 @@ class Candidates:
     threshold: torch.Tensor
     score: torch.Tensor
     named_at: torch.Tensor
+    columns: torch.Tensor
     asked: torch.Tensor
+    words: torch.Tensor
+    num_words: int
     hidden: list[torch.Tensor] = field(default_factory=list)
 
     def repeat(self, times: int) -> Candidates:
-        fields = ("edits", "experts", "keys", "threshold", "score", "named_at", "asked")
+        fields = ("edits", "experts", "keys", "threshold", "score", "named_at", "asked", "words")
         repeated = {name: getattr(self, name).repeat_interleave(times, 0) for name in fields}
         return replace(self, hidden=[], **repeated)
+
+    def scores(self, column: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        How surely the columns from `column` on, of which the hidden states were recorded, ask for each edit.
+
+        Returns:
+            Those `n` of the columns at which a question may end, and scores of shape `(b, s, c, n)`, -inf where not.
+        """
+        hidden, self.hidden = self.hidden, []
+        here = (self.columns >= column) & (self.columns < column + hidden[0].shape[1])
+        columns, device = self.columns[here], hidden[0].device
+        if not len(columns):
+            return columns, self.score.new_empty(*self.score.shape, 0)
+        at = (columns - column).to(device)
+        features = features_of([states.to(device)[:, at] for states in hidden])
+        said = self.relations.project(features, self.num_words).to(self.words)
+        slots = []
+        for keys, words in zip(self.keys.unbind(1), self.words[:, :, here].unbind(1), strict=True):
+            slots.append(self.relations.score(keys, F.normalize(said + words, dim=-1)))
+        return columns, torch.stack(slots, 1).masked_fill(~self.asked[:, :, None, here], -torch.inf)
 
 
 @dataclass
@@ -118,16 +146,10 @@ class Route:
         highest score, or of those that come near it the one whose prompt shares most tokens. Where several subjects stand
         in one question, the highest score decides.
         """
-        features = features_of(candidates.hidden)
-        candidates.hidden.clear()
-        asked = candidates.asked[:, :, self.column : self.column + features.shape[1]]
-        asked = asked & (self.start == self.ENDLESS)[..., None]
-        columns = asked.any(1).any(0).nonzero().flatten()  # of few of them the scores are needed
+        columns, score = candidates.scores(self.column)
         if not len(columns):
             return
-        embedded = candidates.relations.embed(features[:, columns.to(features.device)]).to(asked.device)
-        score = candidates.relations.score(candidates.keys.flatten(1, 2), embedded).unflatten(1, (asked.shape[1], -1))
-        score = score.masked_fill(~asked[:, :, None, columns], -torch.inf)
+        score = score.masked_fill((self.start < self.ENDLESS)[..., None, None], -torch.inf)
         candidates.score = torch.maximum(candidates.score, score.amax(-1))
         score = score.masked_fill(score < candidates.threshold[..., None], -torch.inf)
         # Edits stand in the order of their wordings' likeness to the prompt: of near equals the first is taken.
@@ -138,7 +160,7 @@ class Route:
             return
         column = torch.isfinite(score).long().argmax(-1)  # the first one
         score = score.gather(2, column[..., None])[..., 0]
-        start = torch.where(torch.isfinite(score), self.column + columns[column], self.ENDLESS)
+        start = torch.where(torch.isfinite(score), columns[column], self.ENDLESS)
         slot = torch.arange(score.shape[1], device=score.device)
         better = (score[:, None] > score[:, :, None]) | (
             (score[:, None] == score[:, :, None]) & (slot > slot[:, None])

@@ -182,6 +182,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
                 relations,
                 len(bank),
                 ids,
+                root.get_input_embeddings(),
                 is_whole,
                 config.threshold,
                 config.relation_threshold,

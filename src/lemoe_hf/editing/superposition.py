@@ -1,0 +1,116 @@
+"""How much edits share of what they write to: the overlap of their keys ("Knowledge in Superposition", AAAI 2025).
+
+Axes: `n` edits, `t` tokens, `d` hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.reference import reference_prompts
+from ..generation import evaluating
+from ..routing.context import first_tensor
+from ..tuners.lemoe.layer import LEMoELayer
+from ..tuners.lemoe.model import LEMoEModel
+from .activations import batch_of
+from .relations import PROMPTS_AT_ONCE, Enough
+from .tokens import TokenizedEdit
+
+
+RIDGE = 1e-3  # of the keys' second moment, as a share of its mean diagonal
+
+
+def batches_by_overlap(keys: torch.Tensor, step: int) -> list[list[int]]:
+    r"""
+    Make batches of `step` edits each, of which the keys overlap.
+
+    An edit of key $k_i$ changes the fact of key $k_j$ in proportion to $p_{ij} = k_i^T C^{-1} k_j / k_i^T C^{-1} k_i$
+    ("Knowledge in Superposition"). Edits made together are fitted together and allow for one another, whereas
+    a later batch does not see what it does to an earlier one. So those with a large $|p|$ belong in one batch, and as
+    little as possible of it should be left between batches. Compared is the direction alone, $|\cos|$ in whitening space,
+    which is the same for both edits of a pair.
+
+    A batch starts with the first edit that is left, and takes one by one the edit that overlaps most with all it holds.
+
+    Args:
+        keys (`torch.Tensor` of shape `(n, d)`): Whitened and of unit norm, from [`keys_of`].
+    """
+    left, batches = torch.ones(len(keys), dtype=torch.bool), []
+    while left.any():
+        batch, overlap = [int(left.nonzero()[0])], torch.zeros(len(keys))
+        left[batch] = False
+        while len(batch) < step and left.any():
+            overlap += (keys @ keys[batch[-1]]).abs()
+            batch.append(int(overlap.masked_fill(~left, -torch.inf).argmax()))
+            left[batch[-1]] = False
+        batches.append(batch)
+    return batches
+
+
+def keys_of(
+    model: PeftModel | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[TokenizedEdit]
+) -> torch.Tensor:
+    r"""
+    Keys of edits in whitening space, $L^{-1} k$ with $L L^T = C$, of shape `(n, d)` and of unit norm.
+
+    A key is what an expert would read at the last token of its edit's subject. The papers take the input of the FFN's second
+    matrix there, which is what they edit; an expert reads what enters the FFN. C is the second moment of what enters it at
+    all tokens of the edits' prompts and of the package's reference prompts, with a ridge of `RIDGE` times its mean diagonal.
+
+    Raises:
+        TypeError: If the model has no LEMoE adapter.
+    """
+    tuner = getattr(model, "base_model", None)
+    if not isinstance(tuner, LEMoEModel):
+        raise TypeError(
+            f"`by='superposition'` reads what enters a LEMoE adapter; got a {type(model).__name__} without one. Pass "
+            f"`get_peft_model(model, LEMoEConfig())`."
+        )
+    others = [tokenizer(text)["input_ids"] for text in reference_prompts()]
+    layer = tuner.lemoe_layers()[0]
+    keys = torch.zeros(len(items), layer.in_features, dtype=torch.double)
+    moment = torch.zeros(layer.in_features, layer.in_features, dtype=torch.double)
+    for row, inputs in expert_inputs(tuner, layer, [item.prompt for item in items] + others):
+        moment.addmm_(inputs.T, inputs)
+        if row < len(items):
+            keys[row] = inputs[items[row].start]
+    moment.diagonal().add_(RIDGE * moment.diagonal().mean())
+    whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(moment), keys.T, upper=False).T
+    return F.normalize(whitened, dim=-1).float()
+
+
+@torch.no_grad()
+def expert_inputs(
+    tuner: LEMoEModel, layer: LEMoELayer, prompts: Sequence[list[int]]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """What the experts of a layer would read at each token of each prompt: its index, and a tensor of shape `(t, d)`."""
+    root = tuner.model
+    device = next(root.get_input_embeddings().parameters()).device
+    recorded: list[torch.Tensor] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        read = (output if isinstance(output, tuple) else (output,), {}) if layer.is_block else (args, kwargs)
+        recorded.append(first_tensor(*read))
+        raise Enough
+
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for first in range(0, len(order), PROMPTS_AT_ONCE):
+        rows = order[first : first + PROMPTS_AT_ONCE]
+        ids, mask = batch_of([prompts[i] for i in rows], 0, device)
+        handle = layer.base_layer.register_forward_hook(record, with_kwargs=True)
+        try:
+            with evaluating(root), tuner.context.pinned({}), suppress(Enough):
+                root(input_ids=ids, attention_mask=mask, use_cache=False)
+        finally:
+            handle.remove()
+        inputs = recorded.pop().float()
+        inputs = F.rms_norm(inputs, inputs.shape[-1:]).cpu().double()
+        yield from ((row, inputs[i, : len(prompts[row])]) for i, row in enumerate(rows))

@@ -1,0 +1,86 @@
+"""What is left of the base model's answers to questions that no edit is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from ..generation import answers
+from .digest import digest, digest_of_base
+from .evaluator import Evaluator
+from .journal import Journal
+from .metrics import agreement
+
+
+# Greedy tokens of an answer that are compared.
+FIRST_TOKENS = 10
+
+
+class Agreement:
+    """
+    Greedy answers to questions, against those of the base model, which are kept.
+
+    Args:
+        batch_size (`int`): Questions at once.
+        base ([`Journal`]): Where the base model's answers are kept.
+    """
+
+    name = "same_subject"
+
+    def __init__(self, batch_size: int, base: Journal):
+        self.batch_size, self.base = batch_size, base
+
+    def scores(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]
+    ) -> list[dict[str, float]]:
+        edited = answers(model, tokenizer, questions, FIRST_TOKENS, self.batch_size)
+        scores = []
+        for before, after in zip(self._base_answers(model, tokenizer, questions), edited, strict=True):
+            old, new = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
+            kept, same = agreement(old, new, FIRST_TOKENS), float(before == after)
+            scores.append({"same_subject_kept": kept, "same_subject_exact": same})
+        return scores
+
+    def _base_answers(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]
+    ) -> list[str]:
+        of_base = digest_of_base(model)
+        keys = [digest(of_base, FIRST_TOKENS, question) for question in questions]
+        if any(key not in self.base for key in keys):
+            with model.disable_adapter():
+                found = answers(model, tokenizer, questions, FIRST_TOKENS, self.batch_size)
+            self.base.write(zip(keys, questions, found, strict=True))
+        return [self.base[key] for key in keys]
+
+
+class SameSubject(Evaluator):
+    """
+    How much of the base model's answers is left where the subjects of edits are asked something that no edit is about.
+
+    | key | what |
+    |---|---|
+    | `same_subject_kept` | share of the first ten greedy tokens that are the base model's |
+    | `same_subject_exact` | questions whose answer is the base model's in all of them |
+
+    A figure is the mean over the questions; `num_questions` counts them.
+
+    Args:
+        questions (`Sequence[str]`): About the subjects of edits, but not about what was edited.
+        batch_size (`int`, *optional*, defaults to 16): Questions at once.
+        share_out (`bool`, *optional*, defaults to `False`), work (`str` or `Path`, *optional*): As in [`Evaluator`].
+    """
+
+    counts = "num_questions"
+
+    def __init__(
+        self,
+        questions: Sequence[str],
+        batch_size: int = 16,
+        share_out: bool = False,
+        work: str | Path | None = None,
+    ):
+        measures = [Agreement(batch_size, Journal(work, "base"))]
+        super().__init__(questions, measures, batch_size, share_out, work)
