@@ -5,7 +5,7 @@
 
 Everything that is done is written to `--work` as it comes, and the same command goes on where it was interrupted. The measures
 are those of `EditEvaluator`, its contexts on some of the edits, and of `SameSubject`, and `retention`: reliability of the
-first hundred edits at the end, less what it was right after they were made.
+first hundred edits at the end, less what it was right after they were made. What is timed is in other benchmarks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import statistics
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import get_args
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -25,7 +26,8 @@ from report import RESULTS, command, write
 from same_subject import other_questions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lemoe_hf import Edit, EditEvaluator, LEMoEConfig, LifelongEditor, read_edits
+from lemoe_hf import Edit, EditEvaluator, LEMoEConfig, LifelongEditor, plan_order, read_edits
+from lemoe_hf.editing.ordering import OrderBy
 from lemoe_hf.evaluation import SameSubject, teacher_forced, versions
 from lemoe_hf.evaluation.metrics import retention
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument(
         "--extras", type=int, default=100, help="edits whose contexts and other questions are measured"
     )
+    parser.add_argument("--order", default="none", choices=get_args(OrderBy), help="which edits to make together")
     parser.add_argument("--first-of-subject", action="store_true", help="only the first edit of every subject")
     parser.add_argument("--no-subject", action="store_true", help="edits do not tell their subject")
     parser.add_argument("--unedited", action="store_true", help="measure the base model as well")
@@ -66,7 +69,9 @@ def main() -> None:
         edits = list({edit.subject or edit.prompt: edit for edit in reversed(edits)}.values())[::-1]
     edits = edits[: args.num_edits]
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    editor, made = make(args, tokenizer, [replace(edit, subject=None) if args.no_subject else edit for edit in edits])
+    editor, made = started(args, tokenizer)
+    edits = list(chain(*plan_order(edits, editor.model, tokenizer, args.order, args.step).batches))
+    make(args, editor, made, [replace(edit, subject=None) if args.no_subject else edit for edit in edits])
     model = editor.model.eval()
 
     sample = drawn(edits, args.sample or len(edits), seed=0)
@@ -96,7 +101,6 @@ def main() -> None:
         "measured_on": {"edits": len(sample), "contexts": len(extras), "same_subject": len(questions)},
         "measures": measures,
         "unedited": unedited,
-        "cpu_seconds_per_edit": statistics.mean(made["seconds"]),
         "steps_per_edit": statistics.mean(made["steps"]),
         "versions": versions(),
     }
@@ -109,31 +113,34 @@ def drawn(rows: list, num: int, seed: int) -> list:
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), min(num, len(rows))))]
 
 
-def make(args: argparse.Namespace, tokenizer, edits: list[Edit]) -> tuple[LifelongEditor, dict]:
-    """Make the edits, or those that are left; with them what each cost, and the reliability of the first hundred then."""
+def started(args: argparse.Namespace, tokenizer) -> tuple[LifelongEditor, dict]:
+    """An editor with the edits that were made before, if any, and what was noted of them."""
     base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    adapter, log = args.work / "adapter", args.work / "made.json"
+    log = args.work / "made.json"
     if log.exists():
-        model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+        model = PeftModel.from_pretrained(base, str(args.work / "adapter"), is_trainable=True)
         made = json.loads(log.read_text())
     else:
         config = LEMoEConfig.paper(**args.config) if args.paper else LEMoEConfig(**args.config)
-        model, made = get_peft_model(base, config), {"num": 0, "seconds": [], "steps": [], "reliability": {}}
-    editor = LifelongEditor(model, tokenizer)
+        model, made = get_peft_model(base, config), {"num": 0, "steps": [], "reliability": {}}
+    return LifelongEditor(model, tokenizer), made
+
+
+def make(args: argparse.Namespace, editor: LifelongEditor, made: dict, edits: list[Edit]) -> None:
+    """Make the edits that are left."""
     for first in range(made["num"], len(edits), args.step):
         result = editor.edit(edits[first : first + args.step])
         made["num"] = first + len(result)
-        made["seconds"] += [result.seconds / len(result)] * len(result)
         made["steps"] += [record["steps"] for record in result.records]
         if first < FIRST:
             new = edits[first : made["num"]]
-            found = teacher_forced(model, tokenizer, [edit.prompt for edit in new], [edit.target_new for edit in new])
+            prompts, targets = [edit.prompt for edit in new], [edit.target_new for edit in new]
+            found = teacher_forced(editor.model, editor.tokenizer, prompts, targets)
             made["reliability"] |= {str(first + i): share for i, share in enumerate(found)}
         print(f"{made['num']} edits, {result.seconds / len(result):.3f} s an edit", flush=True)
         if made["num"] % SAVE_EVERY == 0 or made["num"] == len(edits):
-            editor.save_pretrained(adapter)
-            log.write_text(json.dumps(made))
-    return editor, made
+            editor.save_pretrained(args.work / "adapter")
+            (args.work / "made.json").write_text(json.dumps(made))
 
 
 if __name__ == "__main__":
