@@ -17,11 +17,12 @@ from .editing import (  # noqa: E402
     Order,
     plan_order,
 )
+from .editing.push import push_model  # noqa: E402
 from .evaluation import EditEvaluator  # noqa: E402
 from .tuners.lemoe import LEMoEConfig, LEMoELayer, LEMoEModel  # noqa: E402
 
 
-register("lemoe", LEMoEConfig, LEMoEModel)
+register("lemoe", LEMoEConfig, LEMoEModel, push_model)
 
 __version__ = "0.1.0"
 

@@ -3,75 +3,49 @@
 from __future__ import annotations
 
 import re
+from html import escape
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 
 TAGS = ["lemoe", "knowledge-editing", "model-editing", "lifelong-editing"]
-
-INTRODUCTION = """# Edits of {base}
-
-Facts that the language model {base} gets wrong, or that have changed since it was trained, corrected one by one with LEMoE
-(lifelong model editing by a mixture of experts, EMNLP 2024) and kept beside its weights, which are not changed. The edits
-are listed in `edits.jsonl`, if whoever made them shared it.
-
-"""
-
-USAGE = """## How to use
-
-This adapter needs the package `lemoe_hf`, which must be imported first. Without it PEFT knows no `LEMOE` and can only raise
-`KeyError: 'LEMOE'`.
-
-```python
-# pip install lemoe_hf
-import lemoe_hf
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "this/adapter")
-```
-
-Prompts that no edit is about get the base model's own logits. `with model.disable_adapter():` gives the base model for all.
-"""
-
-LIMITS = """
-## Limits
-
-A question that names an edited subject and asks for something else goes to the base model, as far as the wording tells the
-two apart: mostly, not always. Subjects are found as they were written, not by synonyms or translations. The adapter cannot
-be merged into the model: which expert acts depends on the prompt. It answers as it did only on the
-base model that it was made for.
-"""
-
-FIGURES = """## Figures
-
-Measured on {num_edits} edits when the adapter held {edits_made}, {protocol}; with {versions}.
-
-| measure | value |
-|---|---|
-{rows}
-"""
+TEMPLATE = Path(__file__).with_name("model_card.md")
+ADAPTER = "this/adapter"  # until it is pushed, it has no name that a stranger could use
+MOST_ROWS, MOST_CHARACTERS = 50, 160
+DATASET = "edits"
 
 
-def complete_card(directory: Path, base_model: str | None) -> None:
+def complete_card(directory: Path, base_model: str | None, entries: list[dict]) -> None:
     """
-    Add tags and usage to the README.md beside an adapter.
+    Make a card of the README.md that PEFT has written beside an adapter, or bring up to date what it tells of the edits.
 
-    PEFT's form is replaced where nobody has filled it in; what people wrote stays.
+    PEFT's form is replaced where nobody has filled it in. In a card that people wrote, or changed, only the section of the
+    edits is written anew, if it is still there, and usage is added, if `import lemoe_hf` is nowhere.
+
+    Args:
+        directory (`Path`): The adapter's folder.
+        base_model (`str`, *optional*): Name or folder of its base model.
+        entries (`list[dict]`): The adapter's ledger.
     """
     path = directory / "README.md"
     if not path.is_file():
         return
     card = ModelCard.load(path, ignore_metadata_errors=True)
-    card.data.tags = sorted({*(card.data.tags or []), *TAGS})
-    base = base_model or "the base model"
-    if card.text.lstrip().startswith("# Model Card for Model ID"):
-        card.text = INTRODUCTION.format(base=base) + USAGE.format(base=base) + LIMITS
-    elif "import lemoe_hf" not in card.text:
-        card.text = card.text.rstrip() + "\n\n" + USAGE.format(base=base)
+    complete_metadata(card.data, base_model)
+    new = render(base_model, entries)
+    if is_blank_form(card.text):
+        card.text = new
+    else:
+        if "import lemoe_hf" not in card.text:
+            card.text = with_section(card.text, section(new, "How to use"))
+        if section(card.text, "Edits"):
+            card.text = with_section(card.text, section(new, "Edits"))
+    card.text = card.text.rstrip() + "\n"
     card.save(path)
 
 
@@ -84,20 +58,104 @@ def write_figures(directory: Path, report: dict[str, Any]) -> None:
         report (`dict`): From `EditEvaluator.report`, with the number of `edits_made` in the adapter.
     """
     card = ModelCard.load(directory / "README.md", ignore_metadata_errors=True)
-    rows = "\n".join(f"| `{name}` | {value:.4f} |" for name, value in report["measures"].items())
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    section = FIGURES.format(**report | {"rows": rows, "versions": versions})
-    others = re.sub(r"^## Figures\n.*?(?=^## |\Z)", "", card.text, flags=re.MULTILINE | re.DOTALL)
-    card.text = f"{others.rstrip()}\n\n{section}"
-    card.data.model_name = directory.resolve().name
-    card.data.eval_results = [
+    card.text = with_section(card.text, section(render(None, [], report), "Figures"))
+    others = [result for result in card.data.eval_results or [] if result.dataset_type != DATASET]
+    card.data.model_name = card.data.model_name or directory.resolve().name
+    card.data.eval_results = others + [
         EvalResult(
             task_type="text-generation",
-            dataset_type="edits",
-            dataset_name=f"{report['num_edits']} edits",
+            dataset_type=DATASET,
+            dataset_name=f"{report['num_edits']} edits, after {report['edits_made']} were made",
             metric_type=name,
+            metric_name=f"{name} ({protocol_of(name)}, N = {report['num_edits']})",
             metric_value=value,
         )
         for name, value in report["measures"].items()
     ]
     card.save(directory / "README.md")
+
+
+def keep_metadata(directory: Path, earlier: Path) -> None:
+    """Give a card the tags, and the base model's name on the Hub, of an earlier one: PEFT replaces both with its own."""
+    card = ModelCard.load(directory / "README.md", ignore_metadata_errors=True)
+    before = ModelCard.load(earlier, ignore_metadata_errors=True)
+    card.data.tags = [*(card.data.tags or []), *(before.data.tags or [])]
+    complete_metadata(card.data, card.data.base_model or before.data.base_model)
+    card.save(directory / "README.md")
+
+
+def complete_metadata(data: ModelCardData, base_model: str | None) -> None:
+    """Add tags, and the base model where it has a name on the Hub, which takes nothing else for one."""
+    known = base_model if is_on_hub(base_model) else None
+    tags = {tag for tag in data.tags or [] if not tag.startswith("base_model:adapter:")}
+    data.tags = sorted(tags | {*TAGS, *([f"base_model:adapter:{known}"] if known else [])})
+    data.base_model = known
+    data.base_model_relation = "adapter" if known else None
+
+
+def is_on_hub(name: str | None) -> bool:
+    """Whether a base model's name can be one of the Hub, not a folder's."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name is not None and not Path(name).exists()
+
+
+def render(base_model: str | None, entries: list[dict], report: dict[str, Any] | None = None) -> str:
+    """The text of a card."""
+    base = base_model if base_model is None or is_on_hub(base_model) else Path(base_model).name
+    # Of edits of one prompt the last one answers.
+    told = {entry["edit"]["prompt"].strip(): entry for entry in entries if "edit" in entry}
+    rows = [
+        {"id": entry["id"], "prompt": cell(entry["edit"]["prompt"]), "target_new": cell(entry["edit"]["target_new"])}
+        for entry in list(told.values())[-MOST_ROWS:]
+    ]
+    card = ModelCard.from_template(
+        ModelCardData(),
+        template_path=str(TEMPLATE),
+        base=base or "the base model",
+        adapter=ADAPTER,
+        num_edits=len(entries),
+        num_withheld=sum(entry.keys() <= {"id", "expert"} for entry in entries),
+        rows=rows,
+        report=report,
+        peft_version=version("peft"),
+        versions=", ".join(f"{name} {version}" for name, version in (report or {"versions": {}})["versions"].items()),
+    )
+    return card.text
+
+
+def cell(text: str) -> str:
+    """A text for one cell of a table, which neither ends it nor is read as a tag."""
+    text = " ".join(text.split())
+    text = text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
+    return escape(text, quote=False).replace("|", "\\|")
+
+
+def protocol_of(measure: str) -> str:
+    if measure.startswith("free_"):
+        return "greedy free generation"
+    return "routing" if measure.startswith("routed_") or measure == "deferred" else "teacher-forced"
+
+
+def is_blank_form(text: str) -> bool:
+    """Whether this is PEFT's form, with nothing in it but what PEFT has put there."""
+    form = set(ModelCard.from_template(ModelCardData()).text.splitlines())
+    added = {line for line in text.splitlines() if line not in form}
+    return all(line.startswith(("### Framework versions", "- PEFT ")) for line in added)
+
+
+def section(text: str, title: str) -> str:
+    """The section with a title, heading and all, up to the next heading; empty if there is none."""
+    found = re.search(rf"^## {title}\s*?\n.*?(?=^#{{1,3}} |\Z)", text, re.MULTILINE | re.DOTALL)
+    return found.group() if found else ""
+
+
+def with_section(text: str, new: str) -> str:
+    """A text with a section in the place of the one with the same heading, else before the limits, else at the end."""
+    title, new = new.partition("\n")[0].removeprefix("## "), new.rstrip() + "\n\n"
+    old, limits = section(text, title), section(text, "Limits")
+    if old:
+        return text.replace(old, new, 1)
+    return text.replace(limits, new + limits, 1) if limits else f"{text.rstrip()}\n\n{new}"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.peft_types import PeftType, register_peft_method
 
@@ -27,8 +32,14 @@ def add_peft_type(name: str) -> PeftType:
     return member
 
 
-def register(name: str, config_cls: type, model_cls: type) -> None:
+def register(name: str, config_cls: type, model_cls: type, push: Callable[..., Any]) -> None:
     """Register a method with PEFT; a second call with the same classes changes nothing.
+
+    Args:
+        name (`str`): Its name, in lower case.
+        config_cls (`type`): Its config.
+        model_cls (`type`): Its tuner.
+        push (`Callable`): What `push_to_hub` of a [`~peft.PeftModel`] is to be with its adapters, called with the model first.
 
     Raises:
         RuntimeError: If another package, or a later PEFT, has already taken the name.
@@ -37,8 +48,24 @@ def register(name: str, config_cls: type, model_cls: type) -> None:
     registered = PEFT_TYPE_TO_TUNER_MAPPING.get(peft_type)
     if registered is None:
         register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
+        add_push(peft_type, push)
     elif registered.__qualname__ != model_cls.__qualname__ or registered.__module__ != model_cls.__module__:
         raise RuntimeError(
             f"PEFT already has a method called {name.upper()!r}, provided by {registered.__module__}. lemoe_hf cannot "
             f"register its own beside it: update lemoe_hf, or import only one of the two packages."
         )
+
+
+def add_push(peft_type: PeftType, push: Callable[..., Any]) -> None:
+    """Let `PeftModel.push_to_hub` be `push` with adapters of one type; with all others it stays what it was.
+
+    What PEFT inherits from transformers saves the adapter and then puts transformers' own card in the place of the
+    adapter's, which alone tells what to import; a method has no say in it.
+    """
+    inherited = PeftModel.push_to_hub
+
+    @functools.wraps(inherited)
+    def push_to_hub(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        return (push if self.peft_type == peft_type else inherited)(self, *args, **kwargs)
+
+    PeftModel.push_to_hub = push_to_hub

@@ -109,7 +109,8 @@ def test_what_is_found_in_the_cache_is_what_was_learned(tokenizer, monkeypatch, 
     (mark,), (stop,) = (tokenizer(text)["input_ids"] for text in ("?", "."))
     assert mark in asks["marks"]
     assert stop not in asks["marks"]
-    assert {mark, stop} <= set(asks["stops"])
+    assert {mark, stop, *tokenizer.all_special_ids} <= set(asks["stops"])
+    assert not set(tokenizer.all_special_ids) & set(asks["marks"])
 
 
 def test_the_file_is_of_a_base_model_a_place_and_a_tokenizer(tokenizer):

@@ -9,8 +9,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +27,7 @@ from .activations import CachedBatch, Sample, batch_of, reusable_columns
 from .arguments import EditingArguments
 from .explanation import Explanation, explain
 from .parallel import processes, train_by_all_processes
+from .push import push_model
 from .relations import fit_relations, prompt_features
 from .result import EditResult
 from .save import save_adapter
@@ -130,8 +133,10 @@ class LifelongEditor:
         try:
             with evaluating(self.root):
                 self.prepare()
-                # A training loop may have left edits there, and more of them than an expert is to take.
-                if len(self._in_open_expert()) >= self.config.edits_per_expert:
+                # A training loop may have left edits there, and more of them than an expert is to take; and those that came
+                # without their texts cannot be replayed.
+                held = self._in_open_expert()
+                if len(held) >= self.config.edits_per_expert or any("edit" not in entry for entry in held):
                     self.tuner.commit(adapter_name=self.adapter_name)
                 first = 0
                 for step in self._plan(edits):
@@ -360,10 +365,14 @@ class LifelongEditor:
     # ------------------------------------------------------------------------------------------------ looking and undo
 
     def edits(self) -> list[dict]:
-        """The ledger: every edit with its `id`, the `expert` that holds it, and the `edit` itself, oldest first."""
+        """
+        The ledger: every edit with its `id`, the `expert` that holds it, and the `edit` itself, oldest first.
+
+        There is no `edit` in those that came from an adapter pushed with `push_edits=False`.
+        """
         entries = self.tuner.ledger(self.adapter_name)
         for entry in entries:
-            if "edit" not in entry:  # made by a training loop, which knows tokens only
+            if "prompt_ids" in entry:  # made by a training loop, which knows tokens only
                 entry["edit"] = {
                     "prompt": self.tokenizer.decode(entry.pop("prompt_ids"), skip_special_tokens=True),
                     "target_new": self.tokenizer.decode(entry.pop("target_ids"), skip_special_tokens=True).strip(),
@@ -414,3 +423,15 @@ class LifelongEditor:
             OSError: If the folder cannot be written.
         """
         save_adapter(self.model, self.adapter_name, self.edits(), Path(save_directory))
+
+    def push_to_hub(self, repo_id: str, push_edits: bool = True, **kwargs: Any) -> CommitInfo:
+        """
+        Push the adapter to the Hugging Face Hub, with `edits.jsonl` and a model card.
+
+        Args:
+            repo_id (`str`): Name of the repository, which is made if need be.
+            push_edits (`bool`, *optional*, defaults to `True`): Whether the texts of the edits go with it.
+            kwargs: As in [`~lemoe_hf.editing.push.push_model`], which tells more about `push_edits`.
+        """
+        name, entries = self.adapter_name, self.edits()
+        return push_model(self.model, repo_id, push_edits=push_edits, adapter_name=name, entries=entries, **kwargs)

@@ -64,9 +64,10 @@ class Explanation:
             return f"{self.prompt!r}: the base model answers ({near})."
         if self.entry is None:
             return f"{self.prompt!r}: expert {self.expert} answers, whose key is nearest."
-        edit = self.entry["edit"]
+        edit = self.entry.get("edit")
+        what = f"{edit['prompt']!r} -> {edit['target_new']!r}" if edit else "its texts were not shared"
         return (
-            f"{self.prompt!r}: edit {self.entry['id']} answers ({edit['prompt']!r} -> {edit['target_new']!r}), expert "
+            f"{self.prompt!r}: edit {self.entry['id']} answers ({what}), expert "
             f"{self.expert}, for {self.matched!r}: score {self.score:.2f}, threshold {self.threshold:.2f}"
             + (f"; {asks}." if asks else ".")
         )

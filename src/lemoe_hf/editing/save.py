@@ -10,6 +10,8 @@ from pathlib import Path
 
 from peft import PeftModel
 
+from ..card import keep_metadata
+
 
 DRAFT = ".draft-"
 
@@ -37,7 +39,10 @@ def save_adapter(model: PeftModel, adapter_name: str, entries: list[dict], direc
         if written != draft:  # PEFT itself writes none for adapters of another name
             model.create_or_update_model_card(written)
         model.save_pretrained(draft, selected_adapters=[adapter_name])
-        lines = [json.dumps({"id": entry["id"], **entry["edit"]}, ensure_ascii=False) + "\n" for entry in entries]
+        if (directory / "README.md").is_file():
+            keep_metadata(written, directory / "README.md")
+        told = [{"id": entry["id"], **entry["edit"]} for entry in entries if "edit" in entry]
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in told]
         (written / "edits.jsonl").write_text("".join(lines), encoding="utf-8")
         paths = [path for path in written.iterdir() if path.is_file()]
         for path in sorted(paths, key=lambda path: path.name != "adapter_config.json"):

@@ -31,7 +31,7 @@ class Routing:
         self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, edits: Sequence[Edit]
     ) -> list[dict[str, float]]:
         editor = LifelongEditor(model, tokenizer)
-        made = {key_of(**entry["edit"]): entry["expert"] for entry in editor.edits()}
+        made = {key_of(**entry["edit"]): entry["expert"] for entry in editor.edits() if "edit" in entry}
 
         def reaches_its_own(name: str, probes: list[Probe]) -> Iterator[dict[str, float]]:
             for (edit, *_), experts in zip(probes, self._experts(editor, probes), strict=True):

@@ -10,6 +10,7 @@ from peft import PeftConfig, TaskType
 from peft.utils import PeftType
 
 from ...card import complete_card
+from .ledger import read_ledger
 
 
 def choice(default: str, allowed: tuple[str, ...], help: str):
@@ -193,9 +194,11 @@ class LEMoEConfig(PeftConfig):
         return self.relation_gate and self.routing == "nearest_anchor"
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
-        # The one call of PEFT's `save_pretrained` that a method can extend: here the card learns of `import lemoe_hf`.
+        # The one call of PEFT's `save_pretrained` that a method can extend, after the weights are written: here the card
+        # learns of `import lemoe_hf` and of the edits.
         super().save_pretrained(save_directory, **kwargs)
-        complete_card(Path(save_directory), self.base_model_name_or_path)
+        weights = Path(save_directory, "adapter_model.safetensors")
+        complete_card(Path(save_directory), self.base_model_name_or_path, read_ledger(weights) if weights.is_file() else [])
 
     @classmethod
     def paper(cls, **overrides) -> LEMoEConfig:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
+
+
+KEY = "lemoe_ledger.bytes"
 
 
 class Bytes(nn.Module):
@@ -25,3 +33,42 @@ class Bytes(nn.Module):
     def append(self, value: str) -> None:
         new = torch.tensor(list(value.encode()), dtype=torch.uint8, device=self.bytes.device)
         self.bytes = torch.cat([self.bytes, new])
+
+
+def entries_of(text: str) -> list[dict]:
+    """The entries of a ledger's text, one a line."""
+    return [json.loads(line) for line in text.split("\n") if line]  # texts may hold other line separators
+
+
+def read_ledger(path: Path) -> list[dict]:
+    """
+    The ledger of a saved adapter, from its weights, without the base model.
+
+    Raises:
+        ValueError: If the file is not there, is damaged, or belongs to another method.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no {path}: the adapter is not complete.")
+    try:
+        with safe_open(path, "pt") as file:
+            key = next((key for key in file.keys() if key.endswith(KEY)), None)  # noqa: SIM118
+            if key is None:
+                raise ValueError(f"{path} is not the file of a LEMoE adapter: it has no ledger.")
+            return entries_of(bytes(file.get_tensor(key).tolist()).decode())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}). Restore it from a copy.") from None
+
+
+def withhold_texts(path: Path) -> int:
+    """
+    Leave nothing of a saved adapter's ledger but the `id` and the `expert` of each edit.
+
+    Returns:
+        The number of bytes that the ledger has now, which the config must tell.
+    """
+    kept = [{"id": entry["id"], "expert": entry["expert"]} for entry in read_ledger(path)]
+    ledger = Bytes()
+    ledger.append("".join(json.dumps(entry) + "\n" for entry in kept))
+    tensors = load_file(path)
+    save_file({key: ledger.bytes if key.endswith(KEY) else tensor for key, tensor in tensors.items()}, path, {"format": "pt"})
+    return len(ledger.bytes)

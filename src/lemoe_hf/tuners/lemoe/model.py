@@ -18,6 +18,7 @@ from ...routing.context import RoutingContext
 from ...routing.relations import TAPS
 from .config import LEMoEConfig
 from .layer import LEMoELayer
+from .ledger import entries_of
 
 
 class LEMoEModel(BaseTuner):
@@ -231,10 +232,12 @@ class LEMoEModel(BaseTuner):
         return self.lemoe_layers(name)[0].has_open_edits(name)
 
     def ledger(self, adapter_name: str | None = None) -> list[dict]:
-        """The edits of an adapter, oldest first: `id`, `expert`, and what was edited."""
+        """
+        The edits of an adapter, oldest first: `id`, `expert`, and what was edited: as `edit` or, from a training loop, as
+        tokens. An adapter that was pushed with `push_edits=False` does not tell what was edited.
+        """
         name = self._adapter(adapter_name)
-        text = self.lemoe_layers(name)[0].lemoe_ledger[name].text
-        return [json.loads(line) for line in text.split("\n") if line]  # texts may hold other line separators
+        return entries_of(self.lemoe_layers(name)[0].lemoe_ledger[name].text)
 
     def remove_edit(self, edit: int, adapter_name: str | None = None) -> dict:
         """
