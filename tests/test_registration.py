@@ -13,6 +13,7 @@ from torch import nn
 
 import lemoe_hf
 from lemoe_hf import LEMoEConfig, LEMoEModel
+from lemoe_hf.editing.push import push_model
 from lemoe_hf.registration import add_peft_type, register
 
 
@@ -42,7 +43,7 @@ def test_the_type_survives_copies(protocol):
 def test_a_second_registration_changes_nothing():
     before = list(PeftType)
     assert add_peft_type("LEMOE") is PeftType.LEMOE
-    register("lemoe", LEMoEConfig, LEMoEModel)
+    register("lemoe", LEMoEConfig, LEMoEModel, push_model)
     importlib.reload(lemoe_hf)
     assert list(PeftType) == before
     assert PEFT_TYPE_TO_TUNER_MAPPING[PeftType.LEMOE] is LEMoEModel
@@ -53,4 +54,4 @@ def test_a_name_that_another_package_took_is_refused():
         prefix = "lemoe_"
 
     with pytest.raises(RuntimeError, match="PEFT already has a method called 'LEMOE'"):
-        register("lemoe", LEMoEConfig, LEMoEModelOfOthers)
+        register("lemoe", LEMoEConfig, LEMoEModelOfOthers, push_model)

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import typer
+from huggingface_hub import get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from peft import PeftConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -20,6 +22,8 @@ from lemoe_hf import EditEvaluator, EditingError, LEMoEConfig, LifelongEditor, p
 from lemoe_hf.card import write_figures
 from lemoe_hf.editing.ordering import OrderBy
 from lemoe_hf.editing.parallel import processes
+from lemoe_hf.editing.push import push_folder
+from lemoe_hf.tuners.lemoe.ledger import read_ledger
 
 
 out, err = Console(), Console(stderr=True)
@@ -115,7 +119,8 @@ def edit(model: str, edits: Path, adapter: Path, step: int, order: OrderBy, as_j
         with err.status("looking at how the base model tells questions apart; once for a base model"):
             editor.prepare()
         here.wait_for_everyone()  # what they have read is about to be written
-        current = {entry["edit"]["prompt"].strip(): entry["edit"]["target_new"].strip() for entry in editor.edits()}
+        there = [entry["edit"] for entry in editor.edits() if "edit" in entry]
+        current = {old["prompt"].strip(): old["target_new"].strip() for old in there}
         new = [item for item in wanted if current.get(item.prompt.strip()) != item.target_new.strip()]
         rows: list[dict] = []
         columns = (TextColumn("editing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -187,8 +192,8 @@ def inspect(adapter: Path, prompts: list[str], model: str | None, as_json: bool)
                     out.print(str(item), markup=False, highlight=False)
             return
         config = adapter_config(adapter)
-        entries = read_ledger(adapter)
-        rows = [{"id": entry["id"], "expert": entry["expert"], **entry.get("edit", entry)} for entry in entries]
+        entries = read_ledger(adapter / "adapter_model.safetensors")
+        rows = [{"id": entry["id"], "expert": entry["expert"], **entry.get("edit", {})} for entry in entries]
         keys = ("id", "expert", "prompt", "target_new", "subject")
         title = f"{len(rows)} edits in {config.num_experts} experts beside {', '.join(sorted(config.target_modules))}"
         show([{key: row.get(key, "") for key in keys} for row in rows], title, as_json)
@@ -203,17 +208,32 @@ def undo(edit_ids: list[int], adapter: Path, model: str | None, as_json: bool) -
         show([{key: row.get(key, "") for key in ("id", "prompt", "target_new")} for row in rows], "Undone", as_json)
 
 
-def read_ledger(adapter: Path) -> list[dict]:
-    """The ledger of a saved adapter, without its base model."""
-    path = adapter / "adapter_model.safetensors"
-    if not path.is_file():
-        raise ValueError(f"There is no {path}: the adapter is not complete.")
-    try:
-        with safe_open(path, "pt") as file:
-            key = next((key for key in file.keys() if key.endswith("lemoe_ledger.bytes")), None)  # noqa: SIM118
-            if key is None:
-                raise ValueError(f"{path} is not the file of a LEMoE adapter: it has no ledger.")
-            text = bytes(file.get_tensor(key).tolist()).decode()
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}). Restore it from a copy.") from None
-    return [json.loads(line) for line in text.splitlines()]
+def push(adapter: Path, repo: str, push_edits: bool, private: bool, revision: str | None, as_json: bool) -> None:
+    with reported():
+        adapter_config(adapter)
+        if get_token() is None:
+            raise ValueError(
+                "There is no token of the Hugging Face Hub. Make one at https://huggingface.co/settings/tokens that may "
+                "write, then run `hf auth login`, or set HF_TOKEN."
+            )
+        try:
+            commit = push_folder(adapter, repo, push_edits=push_edits, private=private or None, revision=revision)
+        except HfHubHTTPError as error:
+            raise ValueError(refused(error, repo)) from None
+        except HTTPError as error:
+            raise ValueError(f"The Hugging Face Hub cannot be reached ({error}). Try again later.") from None
+        rows = [{"repo": commit.repo_url.repo_id, "revision": commit.oid, "url": commit.commit_url}]
+        show(rows, "Pushed" if push_edits else "Pushed without the texts of the edits", as_json)
+
+
+def refused(error: HfHubHTTPError, repo: str) -> str:
+    """What the Hub's refusal means."""
+    status = error.response.status_code
+    reason = error.server_message or str(error)
+    if status == 401:
+        return (
+            f"The Hub does not accept the token ({reason}). Run `hf auth login` again, or set HF_TOKEN to a valid one."
+        )
+    if status == 403:
+        return f"The token may not write to {repo} ({reason}). Take a repository of your own, or a token that may."
+    return f"The Hub refuses ({status}): {reason}"

@@ -110,3 +110,26 @@ def undo(
     from .commands import undo as run
 
     run(edit_id, adapter, model, json)
+
+
+@app.command()
+def push(
+    adapter: Adapter,
+    repo: Annotated[str, typer.Option("--repo", help="Repository of the Hub, NAME or OWNER/NAME; made if need be.")],
+    no_edits: Annotated[
+        bool,
+        typer.Option(
+            "--no-edits",
+            help="Keep the texts of the edits back. Their prompts can still be read from the weights, as tokens.",
+        ),
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[
+        Optional[str], typer.Option("--revision", help="Branch to push to, made if need be. By default main.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Push an adapter to the Hugging Face Hub, with its card and its list of edits."""
+    from .commands import push as run
+
+    run(adapter, repo, not no_edits, private, revision, json)

@@ -80,14 +80,16 @@ def keep_metadata(directory: Path, earlier: Path) -> None:
     card = ModelCard.load(directory / "README.md", ignore_metadata_errors=True)
     before = ModelCard.load(earlier, ignore_metadata_errors=True)
     card.data.tags = [*(card.data.tags or []), *(before.data.tags or [])]
-    complete_metadata(card.data, card.data.base_model or before.data.base_model)
+    complete_metadata(card.data, before.data.base_model)
     card.save(directory / "README.md")
 
 
 def complete_metadata(data: ModelCardData, base_model: str | None) -> None:
-    """Add tags, and the base model where it has a name on the Hub, which takes nothing else for one."""
-    known = base_model if is_on_hub(base_model) else None
+    """Add what the Hub lists adapters by, and the base model if it has a name there, which takes no folder for one."""
+    known = next(filter(is_on_hub, (data.base_model, base_model)), None)
     tags = {tag for tag in data.tags or [] if not tag.startswith("base_model:adapter:")}
+    data.library_name = "peft"
+    data.pipeline_tag = data.pipeline_tag or "text-generation"
     data.tags = sorted(tags | {*TAGS, *([f"base_model:adapter:{known}"] if known else [])})
     data.base_model = known
     data.base_model_relation = "adapter" if known else None
@@ -121,7 +123,7 @@ def render(base_model: str | None, entries: list[dict], report: dict[str, Any] |
         rows=rows,
         report=report,
         peft_version=version("peft"),
-        versions=", ".join(f"{name} {version}" for name, version in (report or {"versions": {}})["versions"].items()),
+        versions=", ".join(" ".join(package) for package in (report["versions"] if report else {}).items()),
     )
     return card.text
 

@@ -56,11 +56,11 @@ def adapter(base: Path, edits: Path, tmp_path: Path) -> Path:
 def test_help_does_not_import_torch():
     code = "import sys, lemoe_cli\nlemoe_cli.app(['--help'], standalone_mode=False)\nassert 'torch' not in sys.modules"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    for command in ("edit", "generate", "evaluate", "inspect", "undo"):
+    for command in ("edit", "generate", "evaluate", "inspect", "undo", "push"):
         assert command in output
 
 
-@pytest.mark.parametrize("command", ["edit", "generate", "evaluate", "inspect", "undo"])
+@pytest.mark.parametrize("command", ["edit", "generate", "evaluate", "inspect", "undo", "push"])
 def test_every_command_has_help(command: str):
     assert "--adapter" in run(command, "--help")
 

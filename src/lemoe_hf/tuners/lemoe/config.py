@@ -198,7 +198,9 @@ class LEMoEConfig(PeftConfig):
         # learns of `import lemoe_hf` and of the edits.
         super().save_pretrained(save_directory, **kwargs)
         weights = Path(save_directory, "adapter_model.safetensors")
-        complete_card(Path(save_directory), self.base_model_name_or_path, read_ledger(weights) if weights.is_file() else [])
+        complete_card(
+            Path(save_directory), self.base_model_name_or_path, read_ledger(weights) if weights.is_file() else []
+        )
 
     @classmethod
     def paper(cls, **overrides) -> LEMoEConfig:

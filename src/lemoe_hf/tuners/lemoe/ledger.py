@@ -70,5 +70,7 @@ def withhold_texts(path: Path) -> int:
     ledger = Bytes()
     ledger.append("".join(json.dumps(entry) + "\n" for entry in kept))
     tensors = load_file(path)
-    save_file({key: ledger.bytes if key.endswith(KEY) else tensor for key, tensor in tensors.items()}, path, {"format": "pt"})
+    save_file(
+        {key: ledger.bytes if key.endswith(KEY) else tensor for key, tensor in tensors.items()}, path, {"format": "pt"}
+    )
     return len(ledger.bytes)
