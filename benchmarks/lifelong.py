@@ -5,7 +5,8 @@
 
 Everything that is done is written to `--work` as it comes, and the same command goes on where it was interrupted. The measures
 are those of `EditEvaluator`, its contexts on some of the edits, and of `SameSubject`, and `retention`: reliability of the
-first hundred edits at the end, less what it was right after they were made. What is timed is in other benchmarks.
+first hundred edits at the end, less what it was right after they were made. Locality prompts that name the subject of an edit
+are left out. What is timed is in other benchmarks.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def main() -> None:
     make(args, editor, made, [replace(edit, subject=None) if args.no_subject else edit for edit in edits])
     model = editor.model.eval()
 
-    sample = drawn(edits, args.sample or len(edits), seed=0)
+    sample = without_edited_neighbours(drawn(edits, args.sample or len(edits), seed=0), edits)
     extras = drawn(edits, args.extras, seed=1)
     questions = drawn([question for _, question in other_questions(edits, lenders)], 2 * args.extras, seed=2)
     measures = {
@@ -84,7 +85,8 @@ def main() -> None:
         **SameSubject(questions, AT_ONCE, work=args.work)(model, tokenizer),
     }
     del measures["num_edits"], measures["num_questions"]
-    first = [(edit, made["reliability"][str(i)]) for i, edit in enumerate(edits[:FIRST]) if edit in sample]
+    prompts = {edit.prompt for edit in sample}
+    first = [(edit, made["reliability"][str(i)]) for i, edit in enumerate(edits[:FIRST]) if edit.prompt in prompts]
     if first:
         then, before = zip(*first, strict=True)
         now = EditEvaluator(then, AT_ONCE, measures=["reliability"], work=args.work).scores(model, tokenizer, then)
@@ -98,7 +100,12 @@ def main() -> None:
     report = {
         "command": command(),
         "num_edits": len(edits),
-        "measured_on": {"edits": len(sample), "contexts": len(extras), "same_subject": len(questions)},
+        "measured_on": {
+            "edits": len(sample),
+            "locality": sum(edit.locality_prompt is not None for edit in sample),
+            "contexts": len(extras),
+            "same_subject": len(questions),
+        },
         "measures": measures,
         "unedited": unedited,
         "steps_per_edit": statistics.mean(made["steps"]),
@@ -107,6 +114,21 @@ def main() -> None:
     print(json.dumps(measures, indent=1))
     name = args.name or "_".join(Path(path).stem for path in args.data) + f"_step_{args.step}"
     write(report, RESULTS / f"{name}.json")
+
+
+def without_edited_neighbours(sample: list[Edit], edits: list[Edit]) -> list[Edit]:
+    """Edits without the locality prompts that name the subject of another edit: those are not to stay as they were."""
+    subjects = {edit.subject for edit in edits if edit.subject}
+
+    def is_edited(prompts: list[str]) -> bool:
+        return any(subject in prompt for prompt in prompts for subject in subjects)
+
+    return [
+        replace(edit, locality_prompt=None, locality_ground_truth=None)
+        if is_edited([prompt for prompt, _ in edit.probes("locality")])
+        else edit
+        for edit in sample
+    ]
 
 
 def drawn(rows: list, num: int, seed: int) -> list:

@@ -22,7 +22,7 @@ WIDTH, PROMPTS, KINDS = 40, 12, 3
 
 def synthetic(relations: range, seed: int = 0) -> LabelledPrompts:
     """
-    Prompts of relations that differ in ten directions by one, and of subjects that differ in four others by five.
+    Prompts of relations that differ in ten directions by one, and of subjects that differ in four others by four.
 
     Relations of one kind of subject are somewhat alike; every second prompt is a question.
     """
@@ -33,7 +33,7 @@ def synthetic(relations: range, seed: int = 0) -> LabelledPrompts:
     kinds = 0.7 * torch.randn(KINDS, 10, generator=torch.Generator().manual_seed(3))
     kind = relation % KINDS
     features = (meanings[relation] + kinds[kind]) @ basis[:, :10].T
-    features = features + 5 * torch.randn(len(relation), 4, generator=generator) @ basis[:, 10:14].T
+    features = features + 4 * torch.randn(len(relation), 4, generator=generator) @ basis[:, 10:14].T
     features = features + 0.3 * torch.randn(len(relation), WIDTH, generator=generator)
     return LabelledPrompts(features, relation, kind, torch.arange(len(relation)) % 2 == 0)
 

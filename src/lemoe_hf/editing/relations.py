@@ -26,7 +26,7 @@ from .tokens import columns, leading
 logger = logging.get_logger(__name__)
 
 PROMPTS_AT_ONCE = 64
-VERSION = 2  # of what is kept; to be raised with every change to how it comes about
+VERSION = 3  # of what is kept; to be raised with every change to how it comes about
 
 
 class Enough(Exception):

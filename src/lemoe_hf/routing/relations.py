@@ -20,11 +20,11 @@ from torch import nn
 # Depth of the layers whose FFN's input is looked at, as shares of the depth of the first bypass.
 TAPS = (1 / 2, 3 / 4, 1)
 # The mean of some ten words is that much smaller than one hidden state.
-WORDS = 3.0
+WORDS = 2.0
 # Of a held-out relation's questions to one kind of subject, the share that a threshold turns away: where an edit's
 # prompt is a question, and where it is the beginning of a statement. Those are continued in more ways than one.
-TURNED_AWAY = (0.94, 0.5)
-RIDGE, FOLDS, NEIGHBOURS = 0.1, 3, 30
+TURNED_AWAY = (0.93, 0.45)
+RIDGE, FOLDS, NEIGHBOURS = 0.3, 3, 30
 
 
 @dataclass(frozen=True)
