@@ -31,7 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lifelong import AT_ONCE, FIRST, drawn, without_edited_neighbours
+from lifelong import AT_ONCE, FIRST, drawn, measured_on, without_edited_neighbours
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from report import RESULTS, command, write
@@ -71,9 +71,8 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=100, help="edits that come together")
     parser.add_argument("--passes", type=int, default=None, help="over each step; by default what 9.8 F pay for")
     parser.add_argument("--sample", type=int, default=None, help="measure on so many of the edits, drawn at random")
-    parser.add_argument(
-        "--extras", type=int, default=100, help="edits whose contexts and other questions are measured"
-    )
+    parser.add_argument("--extras", type=int, default=100, help="edits that are measured in other contexts")
+    parser.add_argument("--questions", type=int, default=200, help="other questions about edited subjects")
     parser.add_argument(
         "--templates", nargs="*", default=[], help="further data whose wordings ask the other questions"
     )
@@ -90,19 +89,14 @@ def main() -> None:
     lenders = [*edits, *(edit for path in args.templates for edit in read_edits(path))]
     sample = without_edited_neighbours(drawn(edits, args.sample or len(edits), seed=0), edits)
     extras = drawn(edits, args.extras, seed=1)
-    questions = drawn([question for _, question in other_questions(edits, lenders)], 2 * args.extras, seed=2)
+    questions = drawn([question for _, question in other_questions(edits, lenders)], args.questions, seed=2)
     made = make(args, tokenizer, edits, setting, "run")
     measures = made.measures(sample) | made.extras(extras, questions) | made.retention(edits[:FIRST])
     report = {
         "command": command(),
         "baseline": args.baseline,
         "num_edits": len(edits),
-        "measured_on": {
-            "edits": len(sample),
-            "locality": sum(edit.locality_prompt is not None for edit in sample),
-            "contexts": len(extras),
-            "same_subject": len(questions),
-        },
+        "measured_on": measured_on(sample, extras, questions),
         "measures": measures,
         "cpu_seconds_per_edit": made.cost.pop("cpu_seconds_per_edit"),
         "cost": made.cost,

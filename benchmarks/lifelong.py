@@ -46,9 +46,8 @@ def main() -> None:
     parser.add_argument("--num-edits", type=int, default=None, help="by default all")
     parser.add_argument("--step", type=int, default=100, help="edits a call of `edit`")
     parser.add_argument("--sample", type=int, default=None, help="measure on so many of the edits, drawn at random")
-    parser.add_argument(
-        "--extras", type=int, default=100, help="edits whose contexts and other questions are measured"
-    )
+    parser.add_argument("--extras", type=int, default=100, help="edits that are measured in other contexts")
+    parser.add_argument("--questions", type=int, default=200, help="other questions about edited subjects")
     parser.add_argument("--order", default="none", choices=get_args(OrderBy), help="which edits to make together")
     parser.add_argument("--first-of-subject", action="store_true", help="only the first edit of every subject")
     parser.add_argument("--no-subject", action="store_true", help="edits do not tell their subject")
@@ -77,7 +76,7 @@ def main() -> None:
 
     sample = without_edited_neighbours(drawn(edits, args.sample or len(edits), seed=0), edits)
     extras = drawn(edits, args.extras, seed=1)
-    questions = drawn([question for _, question in other_questions(edits, lenders)], 2 * args.extras, seed=2)
+    questions = drawn([question for _, question in other_questions(edits, lenders)], args.questions, seed=2)
     measures = {
         **EditEvaluator(sample, AT_ONCE, work=args.work)(model, tokenizer),
         **EditEvaluator(sample, AT_ONCE, measures=["routing"], work=args.work)(model, tokenizer),
@@ -100,12 +99,7 @@ def main() -> None:
     report = {
         "command": command(),
         "num_edits": len(edits),
-        "measured_on": {
-            "edits": len(sample),
-            "locality": sum(edit.locality_prompt is not None for edit in sample),
-            "contexts": len(extras),
-            "same_subject": len(questions),
-        },
+        "measured_on": measured_on(sample, extras, questions),
         "measures": measures,
         "unedited": unedited,
         "steps_per_edit": statistics.mean(made["steps"]),
@@ -114,6 +108,11 @@ def main() -> None:
     print(json.dumps(measures, indent=1))
     name = args.name or "_".join(Path(path).stem for path in args.data) + f"_step_{args.step}"
     write(report, RESULTS / f"{name}.json")
+
+
+def measured_on(sample: list[Edit], extras: list[Edit], questions: list[str]) -> dict[str, int]:
+    with_locality = sum(edit.locality_prompt is not None for edit in sample)
+    return {"edits": len(sample), "locality": with_locality, "contexts": len(extras), "same_subject": len(questions)}
 
 
 def without_edited_neighbours(sample: list[Edit], edits: list[Edit]) -> list[Edit]:

@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lemoe_hf import EditingArguments, LEMoEConfig, LifelongEditor, read_edits
 from lemoe_hf.editing import activations
 from lemoe_hf.editing import editor as editor_module
-from lemoe_hf.editing.activations import batch_of
 from lemoe_hf.editing.tokens import continuation
 from lemoe_hf.evaluation import teacher_forced, versions
+from lemoe_hf.generation import pad_right
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def seconds_of_forward(base, tokenizer, edits, batch_size: int) -> float:
             tokenizer(edit.prompt)["input_ids"] + continuation(tokenizer, edit.prompt, edit.target_new)
             for edit in edits[first : first + batch_size]
         ]
-        ids, mask = batch_of(texts, tokenizer.pad_token_id, device)
+        ids, mask = pad_right(texts, tokenizer.pad_token_id, device)
         began = now(device)
         base(input_ids=ids, attention_mask=mask, use_cache=False)
         seconds += now(device) - began

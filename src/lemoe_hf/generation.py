@@ -18,6 +18,14 @@ def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: torch.device)
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
+def pad_right(sequences: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded tokens and their mask, both of shape `(b, t)`."""
+    width = max(map(len, sequences))
+    ids = torch.tensor([sequence + [pad] * (width - len(sequence)) for sequence in sequences], device=device)
+    mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences], device=device)
+    return ids, mask
+
+
 @contextmanager
 def evaluating(model: nn.Module):
     """

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from lemoe_hf import structure
-from lemoe_hf.editing.activations import CachedBatch, Sample, batch_of, reusable_columns
+from lemoe_hf.editing.activations import CachedBatch, Sample, reusable_columns
+from lemoe_hf.generation import pad_right
 from lemoe_hf.routing.route import Route
 from tiny import CONFIGS, PAD, edited, prompts_of, put_edits
 
@@ -44,7 +45,7 @@ def gradients(model, losses) -> list[torch.Tensor]:
 
 def plain_losses(model, samples=SAMPLES) -> torch.Tensor:
     """One whole forward pass over right-padded texts, with every sample's expert from its start on."""
-    ids, mask = batch_of([sample.prompt + sample.target for sample in samples], PAD, torch.device("cpu"))
+    ids, mask = pad_right([sample.prompt + sample.target for sample in samples], PAD, torch.device("cpu"))
     start = torch.tensor([[sample.start] for sample in samples])
     route = Route(
         experts=2 + torch.tensor([[sample.expert] for sample in samples]),

@@ -12,7 +12,7 @@ import copy
 import inspect
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,11 @@ from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .. import structure
+from ..generation import pad_right
 from ..routing.context import RoutingContext
 from ..routing.route import Route
 from ..tuners.lemoe.layer import LEMoELayer
+from .hooks import first_column_only, only_targets, replaced_forward
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,6 @@ class Sample:
     start: int
     expert: int
     own: bool = True
-
-
-def batch_of(sequences: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded tokens and their mask, both of shape `(b, t)`."""
-    width = max(map(len, sequences))
-    ids = torch.tensor([sequence + [pad] * (width - len(sequence)) for sequence in sequences], device=device)
-    mask = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences], device=device)
-    return ids, mask
 
 
 # Fewer tokens than this that all texts of a batch begin with are not worth a forward pass of their own.
@@ -76,7 +70,7 @@ class CachedBatch:
     def __init__(self, root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int, reuse: bool = True):
         self.root, self.context, self.reuse = root, context, reuse
         device = root.get_input_embeddings().weight.device
-        ids, mask = batch_of([sample.prompt + sample.target for sample in samples], pad, device)
+        ids, mask = pad_right([sample.prompt + sample.target for sample in samples], pad, device)
         length = mask.sum(1)
         self.start = torch.tensor([sample.start for sample in samples], device=device)
         self.expert = torch.tensor([sample.expert for sample in samples], device=device)
@@ -276,39 +270,6 @@ def stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
     width = max(tensor.shape[dim] for tensor in tensors)
     behind = [0, 0] * (tensors[0].dim() - 1 - dim)
     return torch.cat([F.pad(tensor, [*behind, 0, width - tensor.shape[dim]]) for tensor in tensors])
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, output):
-    """Let a module return what is known already."""
-    own = module.__dict__.get("forward")
-    module.forward = lambda *args, **kwargs: output
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:  # accelerate's hooks replace `forward` in the same way
-            module.forward = own
-
-
-@contextmanager
-def only_targets(head: nn.Module, is_target: torch.Tensor):
-    """Let the language modelling head see target tokens only, as one flat batch."""
-    hook = head.register_forward_pre_hook(lambda module, args: (args[0][is_target], *args[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def first_column_only(head: nn.Module):
-    """Let the language modelling head do next to nothing, where logits are not needed."""
-    hook = head.register_forward_pre_hook(lambda module, args: (args[0][:, :1], *args[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def reusable_columns(root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int) -> float:

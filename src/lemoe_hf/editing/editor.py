@@ -18,17 +18,18 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.edit import Edit
 from ..data.reference import reference_prompts
-from ..generation import answers, evaluating
+from ..generation import answers, evaluating, pad_right
 from ..routing.anchors import Anchor
 from ..routing.relations import Relations
 from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
-from .activations import CachedBatch, Sample, batch_of, reusable_columns
+from .activations import CachedBatch, Sample, reusable_columns
 from .arguments import EditingArguments
 from .explanation import Explanation, explain
+from .hooks import recorded
 from .parallel import processes, train_by_all_processes
 from .push import push_model
-from .relations import fit_relations, prompt_features
+from .relations import fit_relations, keys_of
 from .result import EditResult
 from .save import save_adapter
 from .tokens import Calibration, TokenizedEdit, tokenize_edit
@@ -199,19 +200,12 @@ class LifelongEditor:
         has_any = self.adapter_name in self._lead.lemoe_relations and self.tuner.context.taps[self.adapter_name]
         return self._lead.lemoe_relations[self.adapter_name] if has_any else None
 
-    @torch.no_grad()
     def _output_scale(self) -> float:
         """Mean absolute output of the bypassed module on a few reference prompts."""
-        layer = self._lead
         sequences = self.tokenizer(list(reference_prompts()[:16]))["input_ids"]
-        ids, mask = batch_of(sequences, self.tokenizer.pad_token_id, self.root.get_input_embeddings().weight.device)
-        outputs = []
-        hook = layer.base_layer.register_forward_hook(lambda module, args, output: outputs.append(output))
-        with self.tuner.context.pinned({}):
-            self.root(input_ids=ids, attention_mask=mask)
-        hook.remove()
-        output = outputs[0] if isinstance(outputs[0], torch.Tensor) else outputs[0][0]
-        return output[mask.bool()].abs().float().mean().item()
+        modules, pad = [self._lead.base_layer], self.tokenizer.pad_token_id
+        passes = recorded(self.root, self.tuner.context, modules, sequences, pad, outputs=True)
+        return torch.cat([output[mask.bool()].abs().float() for _, _, mask, (output,) in passes]).mean().item()
 
     def _plan(self, edits: list[Edit]) -> Iterable[Step]:
         """Group edits: side by side, or as they fill one expert after the other."""
@@ -321,7 +315,7 @@ class LifelongEditor:
         batch = CachedBatch.concat([CachedBatch(self.root, context, group, pad, reuse) for group in groups])
         if self.config.routing == "kv_anchor":
             prompts = [sample.prompt for group in groups for sample in group]
-            ids, mask = batch_of(prompts, pad, batch.start.device)
+            ids, mask = pad_right(prompts, pad, batch.start.device)
             batch.anchors = self._router.anchors_of(self.root, ids.masked_fill(mask == 0, -1), {})
         return batch
 
@@ -344,23 +338,12 @@ class LifelongEditor:
         self, anchors: list[Anchor], entries: list[dict], tokenized: list[TokenizedEdit]
     ) -> tuple[list[int], torch.Tensor, torch.Tensor] | None:
         """Of the edits that are found by a subject: their ids, what they are about, and whether they are questions."""
-        relations = self._relations
+        relations, pad = self._relations, self.tokenizer.pad_token_id
         by_subject = {anchor.edit for anchor in anchors if not anchor.is_prompt}
-        found = [item for entry, item in zip(entries, tokenized, strict=True) if entry["id"] in by_subject]
-        if relations is None or not found:
+        items = [item for entry, item in zip(entries, tokenized, strict=True) if entry["id"] in by_subject]
+        if relations is None or not items:
             return None
-        prompts, subjects = [item.prompt for item in found], [(item.first, item.start) for item in found]
-        features = prompt_features(
-            self.root,
-            self.tuner.context,
-            self.adapter_name,
-            prompts,
-            subjects,
-            relations.stops,
-            self.tokenizer.pad_token_id,
-        )
-        last = torch.tensor([prompt[-1] for prompt in prompts], device=relations.marks.device)
-        return sorted(by_subject), relations.embed(features), torch.isin(last, relations.marks)
+        return sorted(by_subject), *keys_of(relations, self.root, self.tuner.context, self.adapter_name, items, pad)
 
     # ------------------------------------------------------------------------------------------------ looking and undo
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..generation import evaluating
+from ..generation import evaluating, pad_right
 from ..routing.route import Route
-from .activations import batch_of
 
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def routed(editor: LifelongEditor, prompts: Sequence[list[int]]) -> Route | None
     root, context = editor.root, editor.tuner.context
     device = root.get_input_embeddings().weight.device
     # Padded on the right: a plain forward pass counts positions from the first column on.
-    ids, mask = batch_of(prompts, editor.tokenizer.pad_token_id, device)
+    ids, mask = pad_right(prompts, editor.tokenizer.pad_token_id, device)
     with evaluating(root), context.generation(root, (ids,), {"attention_mask": mask}):
         root(input_ids=ids, attention_mask=mask, use_cache=False)
         return context.pinned_routes.get(editor.adapter_name)

@@ -21,9 +21,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.edit import Edit
+from ..generation import pad_right
 from ..routing.kv_anchor import KVRouter
-from .activations import batch_of
-from .relations import PROMPTS_AT_ONCE
+from .hooks import PROMPTS_AT_ONCE
 from .superposition import batches_by_overlap, keys_of
 from .tokens import TokenizedEdit, tokenize_edit
 
@@ -161,7 +161,7 @@ def anchors_of(model: PeftModel | PreTrainedModel, items: Sequence[TokenizedEdit
     """The anchors that the paper routes by (section 4.2), of shape `(n, d)` and of unit norm: mean input embeddings."""
     device, found = next(model.get_input_embeddings().parameters()).device, []
     for first in range(0, len(items), PROMPTS_AT_ONCE):
-        ids, mask = batch_of([item.prompt for item in items[first : first + PROMPTS_AT_ONCE]], 0, device)
+        ids, mask = pad_right([item.prompt for item in items[first : first + PROMPTS_AT_ONCE]], 0, device)
         with torch.no_grad():
             found.append(KVRouter.anchors_of(model, ids.masked_fill(mask == 0, -1), {}).float().cpu())
     return F.normalize(torch.cat(found), dim=-1)

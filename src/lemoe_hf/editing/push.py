@@ -7,6 +7,7 @@ import shutil
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from peft import PeftModel
@@ -23,53 +24,36 @@ def push_model(
     model: PeftModel,
     repo_id: str,
     *,
-    push_edits: bool = True,
     adapter_name: str | None = None,
     entries: list[dict] | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
-    create_pr: bool = False,
+    **kwargs: Any,
 ) -> CommitInfo:
     """
-    Push a LEMoE adapter to the Hugging Face Hub: its weights, config, card and `edits.jsonl`, in one commit.
+    Push a LEMoE adapter to the Hugging Face Hub, as [`push_folder`] does with a saved one.
 
-    It is what `model.push_to_hub` and `editor.push_to_hub` do. What people wrote into the card on the Hub stays. Every push
-    that changes something is a new revision, and `PeftModel.from_pretrained(base, repo_id, revision=...)` loads any of them.
-
-    With `push_edits=False` nothing tells what was edited in words: no `edits.jsonl`, no table on the card, and in the list of
-    edits inside the weights only the `id` and the `expert` of each. Such an adapter routes, answers, takes further edits and
-    undoes by id as any other. It is not encrypted: the weights hold the tokens of each edit's prompt and subject, by which
-    prompts are found and which the base model's tokenizer turns into text again, and the model gives the answers to whoever
-    asks. Revisions that were pushed with the texts keep them.
+    It is what `model.push_to_hub` and `editor.push_to_hub` do. What people wrote into the card on the Hub stays.
 
     Args:
         model ([`~peft.PeftModel`]): The model.
         repo_id (`str`): Name of the repository, which is made if need be.
-        push_edits (`bool`, *optional*, defaults to `True`): Whether the texts of the edits go with it.
         adapter_name (`str`, *optional*): The adapter; by default the active one.
         entries (`list[dict]`, *optional*): Its ledger, for `edits.jsonl`; by default as the model has it.
-        private (`bool`, *optional*): Whether a new repository is private; by default as its owner has set it.
-        token (`str` or `bool`, *optional*): Token of the Hub; by default that of `hf auth login` or `HF_TOKEN`.
-        revision (`str`, *optional*): Branch to push to, made if need be; by default `main`.
-        commit_message (`str`, *optional*): By default the number of edits.
-        commit_description (`str`, *optional*): More about it.
-        create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead.
+        private, token, revision, kwargs: As in [`push_folder`].
 
     Raises:
         HfHubHTTPError: If the Hub refuses, for lack of a valid token for example.
     """
-    name = model.base_model._adapter(adapter_name)
-    api = HfApi(token=token, library_name="lemoe_hf")
+    name, api = model.base_model._adapter(adapter_name), HfApi(token=token, library_name="lemoe_hf")
     repo_id = make_repository(api, repo_id, private, revision)
     with TemporaryDirectory() as folder:
         draft = Path(folder)
         if api.file_exists(repo_id, CARD, revision=revision):
             shutil.copy(api.hf_hub_download(repo_id, CARD, revision=revision), draft)
         save_adapter(model, name, model.base_model.ledger(name) if entries is None else entries, draft)
-        return commit(api, draft, repo_id, push_edits, revision, commit_message, commit_description, create_pr)
+        return push_folder(draft, repo_id, token=token, revision=revision, **kwargs)
 
 
 def push_folder(
@@ -85,9 +69,27 @@ def push_folder(
     create_pr: bool = False,
 ) -> CommitInfo:
     """
-    Push a saved adapter, as [`push_model`] does with one in memory: without its base model, and with the folder's card.
+    Push a saved adapter to the Hugging Face Hub: its weights, config, card and `edits.jsonl`, in one commit.
 
-    The folder is left as it is, and nothing else that lies there is pushed.
+    Every push that changes something is a new revision, and `PeftModel.from_pretrained(base, repo_id, revision=...)` loads any
+    of them. The base model is not needed, the folder is left as it is, and nothing else that lies there is pushed.
+
+    With `push_edits=False` nothing tells what was edited in words: no `edits.jsonl`, no table on the card, and in the list of
+    edits inside the weights only the `id` and the `expert` of each. Such an adapter routes, answers, takes further edits and
+    undoes by id as any other. It is not encrypted: the weights hold the tokens of each edit's prompt and subject, by which
+    prompts are found and which the base model's tokenizer turns into text again, and the model gives the answers to whoever
+    asks. Revisions that were pushed with the texts keep them.
+
+    Args:
+        directory (`str` or `Path`): The adapter's folder.
+        repo_id (`str`): Name of the repository, which is made if need be.
+        push_edits (`bool`, *optional*, defaults to `True`): Whether the texts of the edits go with it.
+        private (`bool`, *optional*): Whether a new repository is private; by default as its owner has set it.
+        token (`str` or `bool`, *optional*): Token of the Hub; by default that of `hf auth login` or `HF_TOKEN`.
+        revision (`str`, *optional*): Branch to push to, made if need be; by default `main`.
+        commit_message (`str`, *optional*): By default the number of edits.
+        commit_description (`str`, *optional*): More about it.
+        create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead.
 
     Raises:
         ValueError: If the folder holds no adapter, or a damaged one.
@@ -101,7 +103,18 @@ def push_folder(
         for name in (CONFIG, WEIGHTS, CARD, EDITS):
             if Path(directory, name).is_file():
                 shutil.copy(Path(directory, name), draft)
-        return commit(api, draft, repo_id, push_edits, revision, commit_message, commit_description, create_pr)
+        num_edits = prepare(draft, repo_id, push_edits)
+        operations: list = [CommitOperationAdd(path.name, path) for path in sorted(draft.iterdir())]
+        if not push_edits and api.file_exists(repo_id, EDITS, revision=revision):
+            operations.append(CommitOperationDelete(EDITS))
+        return api.create_commit(  # all files at once: a revision is never half an adapter
+            repo_id,
+            operations,
+            commit_message=commit_message or f"{num_edits} edits",
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
 
 
 def make_repository(api: HfApi, repo_id: str, private: bool | None, branch: str | None) -> str:
@@ -112,17 +125,8 @@ def make_repository(api: HfApi, repo_id: str, private: bool | None, branch: str 
     return repo_id
 
 
-def commit(
-    api: HfApi,
-    draft: Path,
-    repo_id: str,
-    push_edits: bool,
-    revision: str | None,
-    message: str | None,
-    description: str | None,
-    create_pr: bool,
-) -> CommitInfo:
-    """Push all files of a folder at once: a revision is never half an adapter."""
+def prepare(draft: Path, repo_id: str, push_edits: bool) -> int:
+    """Make the files of a saved adapter ready for everybody to see, and return the number of its edits."""
     base_model = json.loads((draft / CONFIG).read_text())["base_model_name_or_path"]
     if not is_on_hub(base_model):
         warnings.warn(
@@ -138,17 +142,7 @@ def commit(
     card = ModelCard.load(draft / CARD, ignore_metadata_errors=True)
     card.text = card.text.replace(f'"{ADAPTER}"', f'"{repo_id}"')
     card.save(draft / CARD)
-    operations: list = [CommitOperationAdd(path.name, path) for path in sorted(draft.iterdir())]
-    if not push_edits and api.file_exists(repo_id, EDITS, revision=revision):
-        operations.append(CommitOperationDelete(EDITS))
-    return api.create_commit(
-        repo_id,
-        operations,
-        commit_message=message or f"{len(entries)} edits",
-        commit_description=description,
-        revision=revision,
-        create_pr=create_pr,
-    )
+    return len(entries)
 
 
 def withhold_edits(directory: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -17,20 +16,15 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.reference import reference_relations
-from ..routing.context import RoutingContext, first_tensor
+from ..routing.context import RoutingContext
 from ..routing.relations import TURNED_AWAY, LabelledPrompts, Relations, features_of, mean_of_sentences, words_of
-from .activations import batch_of
-from .tokens import columns, leading
+from .hooks import recorded
+from .tokens import TokenizedEdit, columns, leading
 
 
 logger = logging.get_logger(__name__)
 
-PROMPTS_AT_ONCE = 64
 VERSION = 3  # of what is kept; to be raised with every change to how it comes about
-
-
-class Enough(Exception):
-    """The last layer that is looked at has been reached; what lies above it need not run."""
 
 
 @torch.no_grad()
@@ -56,33 +50,16 @@ def prompt_features(
         stops (`torch.Tensor`): Tokens that end a sentence.
         pad (`int`): The padding token.
     """
-    taps, embedding = context.taps[adapter_name], root.get_input_embeddings()
-    device = embedding.weight.device
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    embedding = root.get_input_embeddings()
     found: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
-    for start in range(0, len(order), PROMPTS_AT_ONCE):
-        rows = order[start : start + PROMPTS_AT_ONCE]
-        ids, mask = batch_of([prompts[i] for i in rows], pad, device)
+    for rows, ids, mask, hidden in recorded(root, context, context.taps[adapter_name], prompts, pad):
         end = mask.sum(1) - 1
-        hidden: list[torch.Tensor] = []
-
-        def record(block: nn.Module, args: tuple, kwargs: dict, end=end, hidden=hidden) -> None:
-            states = first_tensor(args, kwargs)
-            hidden.append(states[torch.arange(len(states), device=states.device), end.to(states.device)].to(device))
-            if block is taps[-1]:
-                raise Enough
-
-        with ExitStack() as stack:
-            stack.enter_context(context.pinned({}))
-            for block in taps:
-                stack.callback(block.register_forward_pre_hook(record, with_kwargs=True).remove)
-            with suppress(Enough):
-                root(input_ids=ids, attention_mask=mask, use_cache=False)
-        first, last = torch.tensor([subjects[i] for i in rows], device=device)[..., None].unbind(1)
+        first, last = torch.tensor([subjects[i] for i in rows], device=ids.device)[..., None].unbind(1)
         is_stop = torch.isin(ids, stops.to(ids)) & mask.bool()
         words = words_of(embedding(ids))
         words = mean_of_sentences(words, mask.bool(), is_stop, first, last, end[:, None, None])[:, 0, 0]
-        for i, features in zip(rows, torch.cat([words, features_of(hidden)], -1), strict=True):
+        at_end = [states[torch.arange(len(rows), device=ids.device), end] for states in hidden]
+        for i, features in zip(rows, torch.cat([words, features_of(at_end)], -1), strict=True):
             found[i] = features
     return torch.stack(found)
 
@@ -136,6 +113,21 @@ def fit_relations(
     except (OSError, SafetensorError) as error:
         # The adapter holds it as well: only the next new one has to wait again.
         logger.warning(f"{path} cannot be written ({error}); the next new adapter learns the relations again.")
+
+
+def keys_of(
+    relations: Relations,
+    root: nn.Module,
+    context: RoutingContext,
+    adapter_name: str,
+    items: Sequence[TokenizedEdit],
+    pad: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What edits are about, as unit vectors of shape `(e, k)`, and whether their prompts are questions, of shape `(e,)`."""
+    prompts, subjects = [item.prompt for item in items], [(item.first, item.start) for item in items]
+    features = prompt_features(root, context, adapter_name, prompts, subjects, relations.stops, pad)
+    last = torch.tensor([prompt[-1] for prompt in prompts], device=relations.marks.device)
+    return relations.embed(features), torch.isin(last, relations.marks)
 
 
 def subject_columns(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], subject: str) -> tuple[int, int]:

@@ -6,22 +6,16 @@ Axes: `n` edits, `t` tokens, `d` hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.reference import reference_prompts
-from ..generation import evaluating
-from ..routing.context import first_tensor
 from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
-from .activations import batch_of
-from .relations import PROMPTS_AT_ONCE, Enough
+from .hooks import recorded
 from .tokens import TokenizedEdit
 
 
@@ -87,30 +81,11 @@ def keys_of(
     return F.normalize(whitened, dim=-1).float()
 
 
-@torch.no_grad()
 def expert_inputs(
     tuner: LEMoEModel, layer: LEMoELayer, prompts: Sequence[list[int]]
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """What the experts of a layer would read at each token of each prompt: its index, and a tensor of shape `(t, d)`."""
-    root = tuner.model
-    device = next(root.get_input_embeddings().parameters()).device
-    recorded: list[torch.Tensor] = []
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        read = (output if isinstance(output, tuple) else (output,), {}) if layer.is_block else (args, kwargs)
-        recorded.append(first_tensor(*read))
-        raise Enough
-
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for first in range(0, len(order), PROMPTS_AT_ONCE):
-        rows = order[first : first + PROMPTS_AT_ONCE]
-        ids, mask = batch_of([prompts[i] for i in rows], 0, device)
-        handle = layer.base_layer.register_forward_hook(record, with_kwargs=True)
-        try:
-            with evaluating(root), tuner.context.pinned({}), suppress(Enough):
-                root(input_ids=ids, attention_mask=mask, use_cache=False)
-        finally:
-            handle.remove()
-        inputs = recorded.pop().float()
-        inputs = F.rms_norm(inputs, inputs.shape[-1:]).cpu().double()
+    passes = recorded(tuner.model, tuner.context, [layer.base_layer], prompts, pad=0, outputs=layer.is_block)
+    for rows, _, _, (inputs,) in passes:
+        inputs = F.rms_norm(inputs.float(), inputs.shape[-1:]).cpu().double()
         yield from ((row, inputs[i, : len(prompts[row])]) for i, row in enumerate(rows))

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ..data.edit import Edit
-from .activations import batch_of
+from ..generation import pad_right
 from .tokens import continuation
 
 
@@ -39,7 +39,7 @@ class EditCollator:
         targets = [continuation(self.tokenizer, edit.prompt.rstrip(), edit.target_new.strip()) for edit in edits]
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         sequences = [prompt + target + end for prompt, target in zip(prompts, targets, strict=True)]
-        ids, mask = batch_of(sequences, self.tokenizer.pad_token_id, torch.device("cpu"))
+        ids, mask = pad_right(sequences, self.tokenizer.pad_token_id, torch.device("cpu"))
         labels = ids.masked_fill(mask == 0, -100)
         for row, prompt in enumerate(prompts):
             labels[row, : len(prompt)] = -100

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ..editing.activations import batch_of
 from ..editing.tokens import continuation
-from ..generation import evaluating
+from ..generation import evaluating, pad_right
 from .metrics import token_accuracy
 
 
@@ -65,7 +64,7 @@ def forced_batches(
             for prompt, target in zip(prompts[part], targets[part], strict=True)
         ]
         texts = [ids + target for ids, target in zip(before, behind, strict=True)]
-        ids, mask = batch_of(texts, tokenizer.pad_token_id, torch.device("cpu"))
+        ids, mask = pad_right(texts, tokenizer.pad_token_id, torch.device("cpu"))
         yield ForcedBatch(ids, mask, [len(ids) - 1 for ids in before], behind)
 
 

@@ -54,7 +54,7 @@ def read_ledger(path: Path) -> list[dict]:
             key = next((key for key in file.keys() if key.endswith(KEY)), None)  # noqa: SIM118
             if key is None:
                 raise ValueError(f"{path} is not the file of a LEMoE adapter: it has no ledger.")
-            return entries_of(bytes(file.get_tensor(key).tolist()).decode())
+            return entries_of(file.get_tensor(key).numpy().tobytes().decode())
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}). Restore it from a copy.") from None
 
