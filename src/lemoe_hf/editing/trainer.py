@@ -9,20 +9,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ..data.edit import Edit
 from ..generation import pad_right
+from ..routing.anchors import Anchor
+from ..tuners.lemoe.model import LEMoEModel
 from .tokens import continuation
 
 
 class CommitCallback(TrainerCallback):
-    """Freezes the expert in training when `train()` ends, if it has learned anything."""
+    """
+    Freezes the expert in training when `train()` ends, if it has learned anything. In a launch of several processes each then
+    has the edits of all; their `id`s may differ, and those of the main process are saved.
+    """
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         tuner = model.base_model
+        if args is not None and args.world_size > 1:
+            self._gather(tuner)
         if tuner.has_open_edits():
             tuner.commit()
+
+    def _gather(self, tuner: LEMoEModel) -> None:
+        """Put in scope what the other processes have trained: they share the experts' weights, but not the prompts they saw."""
+        lead = tuner.lemoe_layers()[0]
+        expert = len(lead.lemoe_bank[tuner.active_adapters[0]])
+        own = {tuple(entry["prompt_ids"]): entry for entry in tuner.ledger() if entry["expert"] >= expert}
+        seen = {tuple(entry["prompt_ids"]): entry for entry in gather_object(list(own.values()))}
+        first = lead.lemoe_anchors[tuner.active_adapters[0]].next_edit()
+        missing = [prompt for prompt in seen if prompt not in own]
+        anchors = [
+            Anchor(prompt, first + i, expert, len(prompt) - 1, is_prompt=True) for i, prompt in enumerate(missing)
+        ]
+        tuner.store(anchors, [seen[prompt] | {"id": first + i} for i, prompt in enumerate(missing)])
 
 
 class EditCollator:

@@ -158,6 +158,14 @@ class LEMoEModel(BaseTuner):
         with self.context.generation(self.model, args, kwargs):
             return self.model.generate(*args, **kwargs)
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """
+        What `DistributedDataParallel` must not copy from process to process, by its names in a [`~peft.PeftModel`]: anchors
+        and ledger grow in training by the prompts that each process has seen, and their sizes differ.
+        """
+        return [f"base_model.{name}" for name, _ in self.named_buffers() if self.prefix in name]
+
     # ---------------------------------------------------------------------------------------------------------- loading
 
     @classmethod
