@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from gradio_client import Client
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 from facts import FACTS, editor_for
 
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 FACT = FACTS[1]
 ROW = [0, FACT.prompt, FACT.target_new]
 
