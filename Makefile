@@ -25,6 +25,10 @@ demo: $(VENV)/installed $(MODEL)/model.safetensors
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2
 
+# Prints what they print. On a tiny random model; EXAMPLES_MODEL names another one.
+examples: $(VENV)/installed
+	$(BIN)/python -m pytest -q -rP tests/examples
+
 quality: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

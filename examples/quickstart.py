@@ -31,7 +31,7 @@ def main(model: str, adapter: str) -> None:
     editor.save_pretrained(adapter)
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter)
     inputs = tokenizer(edits[1].prompt, return_tensors="pt")
-    answer = loaded.generate(**inputs, max_new_tokens=8, do_sample=False)
+    answer = loaded.generate(**inputs, max_new_tokens=12, do_sample=False)
     print("loaded:", tokenizer.decode(answer[0], skip_special_tokens=True))
 
 

@@ -33,7 +33,7 @@ def run(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         monkeypatch.setattr(sys, "argv", [name, "--model", model, *map(str, options)])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         text = capsys.readouterr().out
-        print(text)  # for `pytest -rP`, by which `make examples` shows it
+        sys.stdout.write(text)  # for `pytest -rP`, by which `make examples` shows it
         return text
 
     return run

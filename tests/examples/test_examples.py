@@ -83,7 +83,10 @@ def test_the_notebook_runs_and_its_outputs_are_its_own(model, tmp_path, monkeypa
     space: dict = {}
     for cell in cells:
         exec("".join(cell["source"]).replace("../models/SmolLM2-135M-Instruct", model), space)
-    assert [each["edit"]["target_new"] for each in space["editor"].edits()] == ["University of Padua", "weather balloons"]
+    assert [each["edit"]["target_new"] for each in space["editor"].edits()] == [
+        "University of Padua",
+        "weather balloons",
+    ]
     assert len(space["answers"]) == 2
     assert "the base model answers" in capsys.readouterr().out
 

@@ -25,7 +25,9 @@ def main(base: str, output: str) -> None:
         lr_scheduler_type="constant",
         train_sampling_strategy="sequential",  # so that a process sees the same half in every epoch
     )
-    trainer = EditTrainer(model, arguments, train_dataset=FACTS[:4], processing_class=AutoTokenizer.from_pretrained(base))
+    trainer = EditTrainer(
+        model, arguments, train_dataset=FACTS[:4], processing_class=AutoTokenizer.from_pretrained(base)
+    )
     trainer.train()
     trainer.save_model()
 

@@ -34,9 +34,7 @@ def answers(pipe, prompts: list[str], **options) -> list[str]:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("load", [peft_model, native_model, folder_of_the_adapter])
-def test_a_pipeline_gives_the_answers_of_the_editor(
-    load, batch_size, base_folder, adapter_folder, tokenizer, editor
-):
+def test_a_pipeline_gives_the_answers_of_the_editor(load, batch_size, base_folder, adapter_folder, tokenizer, editor):
     pipe = pipeline("text-generation", model=load(base_folder, adapter_folder), tokenizer=tokenizer)
     base = pipeline("text-generation", model=str(base_folder), tokenizer=tokenizer)
     found = answers(pipe, [*PROMPTS, *UNRELATED], batch_size=batch_size)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trackio import sqlite_storage
 from transformers import TrainerCallback, TrainingArguments
 
 from facts import FACTS, learner
@@ -84,7 +83,9 @@ def test_tensorboard_gets_the_losses(trainer, tmp_path, monkeypatch):
 
 
 def test_trackio_gets_the_losses(trainer, tmp_path, monkeypatch):
-    import trackio.utils
-
-    made = trainer(report_to="trackio", project="lemoe", trackio_space_id=None, run_name="edits")
+    monkeypatch.setattr(sqlite_storage, "TRACKIO_DIR", tmp_path / "trackio")
+    made = trainer(report_to="trackio", project="facts", trackio_space_id=None, run_name="first")
     made.train()
+    logged = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    kept = sqlite_storage.SQLiteStorage.get_logs("facts", "first")
+    assert [entry["train/loss"] for entry in kept if "train/loss" in entry] == pytest.approx(logged)
