@@ -19,7 +19,6 @@ def main(base: str, output: str) -> None:
         report_to="none",
         save_strategy="no",
         per_device_train_batch_size=2,
-        gradient_accumulation_steps=1,
         max_steps=120,
         learning_rate=0.05,
         lr_scheduler_type="constant",

@@ -33,7 +33,7 @@ class CommitCallback(TrainerCallback):
             tuner.commit()
 
     def _gather(self, tuner: LEMoEModel) -> None:
-        """Put in scope what the other processes have trained: they share the experts' weights, but not the prompts they saw."""
+        """Put in scope what other processes have trained: they share the experts' weights, but not the prompts they saw."""
         lead = tuner.lemoe_layers()[0]
         expert = len(lead.lemoe_bank[tuner.active_adapters[0]])
         own = {tuple(entry["prompt_ids"]): entry for entry in tuner.ledger() if entry["expert"] >= expert}
