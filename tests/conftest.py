@@ -8,40 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants, hf_api
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hub.server import TOKEN, LoopbackHub
-from tiny import VOCAB
-
-
-SENTENCES = [
-    "Which country is Anna Berg from?",
-    "Who wrote the Silver Lake?",
-    "What is the capital of Norland?",
-    "The mayor of Port Ellen is",
-    "Where was Tom Ashford born?",
-    "In which year did the bridge open?",
-    "Anna Berg plays the violin in the city of Aldona, and Tom Ashford writes about it.",
-]
+from tiny import byte_tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer trained on a few sentences, in which every text has tokens."""
-    model = Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB,
-        special_tokens=["<pad>", "<eos>", "<unk>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    model.train_from_iterator(SENTENCES, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=model, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
-    )
+    return byte_tokenizer()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from peft import PeftModel, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -17,6 +18,7 @@ from transformers import (
     OPTConfig,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen3MoeConfig,
 )
 
@@ -66,9 +68,6 @@ def _pristine(family: str) -> PreTrainedModel:
         for weight in model.parameters():  # the usual 0.02 gives logits that hardly depend on the prompt
             if weight.dim() > 1:
                 torch.nn.init.normal_(weight, std=0.25)
-        if family == "gemma3":  # it normalises what an FFN adds, which would hardly count beside its embeddings
-            for layer in model.model.layers:
-                layer.post_feedforward_layernorm.weight.data.fill_(3.0)
     return model.eval()
 
 
@@ -168,3 +167,31 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
+
+
+SENTENCES = [
+    "Which country is Anna Berg from?",
+    "Who wrote the Silver Lake?",
+    "What is the capital of Norland?",
+    "The mayor of Port Ellen is",
+    "Where was Tom Ashford born?",
+    "In which year did the bridge open?",
+    "Anna Berg plays the violin in the city of Aldona, and Tom Ashford writes about it.",
+]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer trained on a few sentences, in which every text has tokens."""
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=["<pad>", "<eos>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(SENTENCES, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+    )

@@ -8,17 +8,20 @@ import re
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 
 FFN_NAME = re.compile(
     r"(^|_)(mlp|ffn|ff|feed_?forward|moe|experts?|block_sparse_moe|shared_mlp|channel_mix(er|ing)?)($|_)"
 )
-NOT_FFN_NAME = re.compile(r"norm|^ln|_ln|attn|attention|dropout|drop$|gate$|router")
+NOT_FFN_NAME = re.compile(r"norm|^ln|_ln|attn|attention|dropout|drop$|gate$|router|^post_|_hc$|hyper_connection")
+FFN_OUTPUT_NORM = re.compile(r"^post_(feed_?forward|mlp|ffn|moe)_?(layer)?norm$|^post_norm2$")
 
 
 def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """
-    The stack of layers of a decoder: the longest list of modules, the outermost of equals.
+    The stack of layers of a decoder: the longest list of modules, the outermost of equals. Of a multimodal model it is that
+    of the language model.
 
     Returns:
         Its name within `model`, and the list.
@@ -27,6 +30,9 @@ def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
         ValueError: If there is none; the message lists what was looked at.
     """
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    within = {id(module) for module in decoder.modules()}
+    lists = [(name, module) for name, module in lists if id(module) in within] or lists
     # A list inside the layers of another, such as the experts of a mixture, is not the stack.
     stacks = [
         (name, module)
@@ -43,7 +49,17 @@ def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def find_ffn(layer: nn.Module) -> str | None:
-    """Name of the FFN module of a layer, or `None` where the layer has no single one (OPT, XGLM, Mamba)."""
+    """
+    Name of the module of a layer that adds the FFN's part to the residual stream: the FFN itself, as a rule.
+
+    It is `None`, for the whole layer, where there is no single FFN module (OPT, XGLM, Mamba), and where the layer normalises
+    what its FFN adds (Gemma 2 and 3, OLMo 2, GLM-4): a bypass before that norm would have no say in how much it adds. Layers
+    of Gemma 3n return several streams; there it is the norm.
+    """
+    names = [name for name, _ in layer.named_children()]
+    norm = next((name for name in names if FFN_OUTPUT_NORM.search(name)), None)
+    if norm is not None:
+        return norm if "altup" in names else None
     names = [
         name
         for name, child in layer.named_children()

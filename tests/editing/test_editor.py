@@ -338,6 +338,14 @@ def test_the_output_scale_is_the_mean_absolute_output_of_the_ffn(tokenizer):
     assert editor.config.output_scale == pytest.approx(3.0)
 
 
+def test_the_output_scale_of_a_layer_wrapped_whole_is_what_it_adds(tokenizer):
+    """Its output holds all that came before, which in trained models is many times as large."""
+    editor = editor_for(tokenizer, family="opt")
+    lead(editor).base_layer.register_forward_hook(lambda module, args, output: args[0] - 3.0)
+    editor.edit(FACTS[0])
+    assert editor.config.output_scale == pytest.approx(3.0)
+
+
 # ------------------------------------------------------------------------------------------------------- looking at it
 
 

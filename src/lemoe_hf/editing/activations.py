@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,6 +27,9 @@ from ..routing.context import RoutingContext
 from ..routing.route import Route
 from ..tuners.lemoe.layer import LEMoELayer
 from .hooks import first_column_only, only_targets, replaced_forward
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -231,9 +235,13 @@ class CachedBatch:
     def logits(self, routes: dict[str, Route]) -> torch.Tensor:
         """Logits of shape `(n, v)` at the `n` target tokens of all samples, one sample after the other."""
         if not self.reuse:
+            # Positions are told, as `generate` does: RoBERTa would count them otherwise.
+            positions = {"position_ids": self.position} if "position_ids" in accepted_by(self.root) else {}
             with self.context.pinned(routes):
-                output = self.root(input_ids=self.ids, attention_mask=self.valid.long(), use_cache=False)
-            return output.logits[self.is_target]
+                output = self.root(
+                    input_ids=self.ids, attention_mask=self.valid.long(), **positions, use_cache=False
+                )
+            return output.logits[:, -self.ids.shape[1] :][self.is_target]  # CPM-Ant has columns of its own before
         with ExitStack() as stack:
             stack.enter_context(self.context.pinned(routes))
             for block in self.blocks:
@@ -253,6 +261,11 @@ class CachedBatch:
         loss = F.cross_entropy(logits.float(), self.labels[self.is_target], reduction="none")
         row = self.is_target.nonzero()[:, 0]
         return torch.zeros_like(self.start, dtype=loss.dtype).index_add(0, row, loss) / self.is_target.sum(1)
+
+
+def accepted_by(root: nn.Module) -> set[str]:
+    """Names of what a forward pass can be given."""
+    return set(inspect.signature(root.forward).parameters)
 
 
 def put(layer: DynamicLayer, name: str, tensor: torch.Tensor) -> None:
@@ -278,20 +291,25 @@ def reusable_columns(root: nn.Module, context: RoutingContext, samples: list[Sam
 
     There is no bound for decoders whose only memory is a cache of keys and values, and the attention window where they
     have one. It is 0 for state-space models, and where layers hand each other more than hidden states. A few samples are
-    run in both ways to find out.
+    run in both ways to find out; a model that cannot go on from a cache of ours says so in its own way.
     """
-    accepted = inspect.signature(root.forward).parameters
-    if root.get_output_embeddings() is None or "past_key_values" not in accepted or "position_ids" not in accepted:
+    if root.get_output_embeddings() is None or not {"past_key_values", "position_ids"} <= accepted_by(root):
         return 0
-    cached, plain = (CachedBatch(root, context, samples, pad, reuse) for reuse in (True, False))
+    plain = CachedBatch(root, context, samples, pad, reuse=False)
+    with torch.no_grad():
+        expected = plain.logits({})
+        try:
+            cached = CachedBatch(root, context, samples, pad)
+            logits = cached.logits({})
+        except Exception as error:
+            logger.info("Nothing frozen is reused in %s: %r", type(root).__name__, error)
+            return 0
     if cached.cache is None:
         return 0
     windows = [layer.sliding_window for layer in cached.cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
     bound = min(windows, default=math.inf)
     if cached.past.shape[1] + cached.ids.shape[1] >= bound:
         return 0
-    with torch.no_grad():
-        logits, expected = cached.logits({}), plain.logits({})
     tolerance = 1e-3 if logits.dtype == torch.float32 else 5e-2
     same = logits.shape == expected.shape and bool((logits - expected).abs().max() <= tolerance * expected.abs().max())
     return bound if same else 0

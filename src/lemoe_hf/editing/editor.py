@@ -164,7 +164,8 @@ class LifelongEditor:
                     f"The prompt {edit.prompt!r} is in this batch twice, with the targets {other!r} and "
                     f"{edit.target_new.strip()!r}. Keep one, or edit them one after the other: the later one wins."
                 )
-        limit = getattr(self.root.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        limit = getattr(self.root.config.get_text_config(), "max_position_embeddings", None) or -1
+        limit = limit if limit > 0 else 2**31  # XLNet, which has no limit, says -1
         return [tokenize_edit(self.tokenizer, edit, limit, self.arguments.contexts) for edit in edits]
 
     def _check_active(self) -> None:
@@ -201,11 +202,19 @@ class LifelongEditor:
         return self._lead.lemoe_relations[self.adapter_name] if has_any else None
 
     def _output_scale(self) -> float:
-        """Mean absolute output of the bypassed module on a few reference prompts."""
+        """Mean absolute value of what the bypassed module adds to the residual stream, on a few reference prompts."""
         sequences = self.tokenizer(list(reference_prompts()[:16]))["input_ids"]
-        modules, pad = [self._lead.base_layer], self.tokenizer.pad_token_id
-        passes = recorded(self.root, self.tuner.context, modules, sequences, pad, outputs=True)
-        return torch.cat([output[mask.bool()].abs().float() for _, _, mask, (output,) in passes]).mean().item()
+
+        def passed(outputs: bool) -> tuple[torch.Tensor, torch.Tensor]:
+            modules, pad = [self._lead.base_layer], self.tokenizer.pad_token_id
+            ((_, _, mask, (states,)),) = recorded(self.root, self.tuner.context, modules, sequences, pad, outputs)
+            return mask.bool(), states
+
+        mask, added = passed(outputs=True)
+        if self._lead.is_block:
+            added = added - passed(outputs=False)[1]
+        # Some models keep more columns than there are tokens, or all in one row: they count as they are.
+        return (added[mask] if added.shape[:2] == mask.shape else added).abs().float().mean().item()
 
     def _plan(self, edits: list[Edit]) -> Iterable[Step]:
         """Group edits: side by side, or as they fill one expert after the other."""

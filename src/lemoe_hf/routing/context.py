@@ -162,6 +162,10 @@ class RoutingContext:
         tokens = inputs.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
             self.routes = None
+        elif inputs.get("state") is not None and tokens.shape[1] == 1:
+            # RWKV hands its state on as a plain list, which keeps no routes: they are those of the call of `generate`.
+            rows = tokens.shape[0]
+            self.routes = {name: route and route.repeat(rows).final for name, route in self.pinned_routes.items()}
         elif state is not None and tokens.shape[1] == 1 and state.awaited <= 0:
             self.routes = {name: route and route.final for name, route in state.routes.items()}
             if cache is kwargs.get("cache_params"):

@@ -334,8 +334,9 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         config = self.configs[adapter_name]
         hidden = output if isinstance(output, torch.Tensor) else output[0]
         bank, experts = self.lemoe_bank[adapter_name], self.lemoe_open[adapter_name]
-        gates = route.gates_at(hidden.shape[1])
         x = hidden if self.is_block else x
+        columns = x.shape[:-1]
+        gates = route.gates_at(columns[1])
         x = x.to(experts.in_proj.dtype)
         if config.normalize:
             x = F.rms_norm(x, x.shape[-1:])
@@ -346,9 +347,10 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         if route.uses_open:
             delta = delta + experts(x, (route.experts - route.num_committed).clamp(min=0), gates * is_open)
         delta = delta * (config.lam * (config.output_scale or 1.0))
+        base = hidden.view(*columns, -1)  # a mixture of experts may return its tokens in one row
         # A deferred token keeps the base model's bits, which adding a zero would not grant.
-        hidden = torch.where((gates != 0).any(1)[..., None], hidden + delta.to(hidden.dtype), hidden)
-        return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
+        edited = torch.where((gates != 0).any(1)[..., None], base + delta.to(base.dtype), base).view_as(hidden)
+        return edited if isinstance(output, torch.Tensor) else (edited, *output[1:])
 
     def __repr__(self) -> str:
         return "lemoe." + super().__repr__()

@@ -21,6 +21,12 @@ from .layer import LEMoELayer
 from .ledger import entries_of
 
 
+UNSUITABLE = {
+    "reformer": "its reversible layers run again in the backward pass, and only in training mode",
+    "xlnet": "it reads a text in any order, and its layers keep columns before rows",
+}
+
+
 class LEMoEModel(BaseTuner):
     """
     Adds a growing bank of experts beside the feed-forward network of a causal language model (LEMoE, EMNLP 2024).
@@ -33,7 +39,7 @@ class LEMoEModel(BaseTuner):
         adapter_name (`str`): Name of the adapter.
 
     Raises:
-        ValueError: If the model is not a causal language model, or no stack of layers is found in it.
+        ValueError: If the model is not a causal language model that can be edited, or no stack of layers is found in it.
     """
 
     prefix = "lemoe_"
@@ -54,6 +60,9 @@ class LEMoEModel(BaseTuner):
                 f"{type(model).__name__} is a masked language model; LEMoE edits causal language models. Pass a model "
                 f"loaded with AutoModelForCausalLM."
             )
+        model_type = getattr(base_config, "model_type", None)
+        if model_type in UNSUITABLE:
+            raise ValueError(f"{type(model).__name__} cannot be edited: {UNSUITABLE[model_type]}. Use another model.")
         found = structure.fingerprint(model)
         if config.base_model_fingerprint is None:
             config.base_model_fingerprint = found

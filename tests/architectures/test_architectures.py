@@ -1,0 +1,45 @@
+"""Every causal language model of transformers that can be built, tiny and random."""
+
+from __future__ import annotations
+
+import pytest
+from peft import get_peft_model
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from architectures.walk import BUILT, GENERATE_OTHERWISE, HABITS, UNBUILT, WALKED, build, walk
+from lemoe_hf import LEMoEConfig
+from lemoe_hf.structure import find_targets
+from lemoe_hf.tuners.lemoe.model import UNSUITABLE
+
+
+@pytest.mark.architectures
+@pytest.mark.parametrize("model_type", WALKED)
+def test_every_habit_holds(model_type, tokenizer):
+    expected = {habit: habit != "generate" or model_type not in GENERATE_OTHERWISE for habit in HABITS}
+    assert dict(walk(model_type, tokenizer)) == expected
+
+
+BYPASSED = {
+    "gemma3": "model.language_model.layers.3",  # multimodal, with a norm behind the FFN
+    "got_ocr2": "model.language_model.layers.3.mlp",  # its vision tower has as many layers
+    "gemma3n_text": "model.layers.3.post_feedforward_layernorm",
+    "deepseek_v4": "model.layers.3.mlp",  # and not what mixes the streams before it
+    "zaya": "model.layers.3.mlp",
+    "bert": "bert.encoder.layer.3",
+}
+
+
+@pytest.mark.parametrize(("model_type", "target"), BYPASSED.items())
+def test_the_bypass_goes_where_the_ffn_adds_to_the_stream(model_type, target):
+    assert find_targets(build(model_type), depth=0.8) == [target]
+
+
+@pytest.mark.parametrize("model_type", UNSUITABLE)
+def test_what_cannot_be_edited_is_refused_with_a_reason(model_type):
+    with pytest.raises(ValueError, match="cannot be edited: its layers|cannot be edited: it"):
+        get_peft_model(build(model_type), LEMoEConfig())
+
+
+def test_nearly_all_of_them_are_built():
+    assert set(UNBUILT) <= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert len(BUILT) >= 180
