@@ -84,9 +84,11 @@ def told(num: int, prompt: str = "Who is {}?", target: str = "Anna") -> list[dic
     return [{"id": i, "expert": i, "edit": {"prompt": prompt.format(i), "target_new": target}} for i in range(num)]
 
 
-def completed(folder: Path, entries: list[dict], base_model: str | None = "anna/base") -> ModelCard:
+def completed(
+    folder: Path, entries: list[dict], base_model: str | None = "anna/base", pushed: bool = False
+) -> ModelCard:
     ModelCard.from_template(ModelCardData()).save(folder / "README.md")
-    complete_card(folder, base_model, entries)
+    complete_card(folder, base_model, entries, pushed)
     return ModelCard.load(folder / "README.md")
 
 
@@ -199,14 +201,23 @@ def test_the_base_model_stands_in_the_metadata_by_its_name_on_the_hub(tmp_path):
 
 
 @pytest.mark.parametrize("folder", [".", "models/base"])
-def test_a_folder_is_no_name_of_a_base_model(tmp_path, monkeypatch, folder):
+def test_a_folder_is_no_name_of_a_base_model_on_the_hub(tmp_path, monkeypatch, folder):
     (tmp_path / "models" / "base").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for name in (str(tmp_path / folder), folder):
-        card = completed(tmp_path, told(1), name)
+        card = completed(tmp_path, told(1), name, pushed=True)
         assert card.data.base_model is None
         assert not [tag for tag in card.data.tags if tag.startswith("base_model")]
         assert str(tmp_path) not in card.content
+
+
+def test_on_this_machine_the_base_model_keeps_the_name_it_was_loaded_by(tmp_path, monkeypatch):
+    """Which may be a folder's, as PEFT writes it; only a path has no place in metadata."""
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert completed(tmp_path, told(1), "models/base").data.base_model == "models/base"
+    assert completed(tmp_path, told(1), "models/base", pushed=True).data.base_model is None
+    assert completed(tmp_path, told(1), str(tmp_path)).data.base_model is None
 
 
 def test_figures_are_what_the_hub_makes_of_a_result(tmp_path):

@@ -20,7 +20,7 @@ MOST_ROWS, MOST_CHARACTERS = 50, 160
 DATASET = "edits"
 
 
-def complete_card(directory: Path, base_model: str | None, entries: list[dict]) -> None:
+def complete_card(directory: Path, base_model: str | None, entries: list[dict], pushed: bool = False) -> None:
     """
     Make a card of the README.md that PEFT has written beside an adapter, or bring up to date what it tells of the edits.
 
@@ -31,12 +31,13 @@ def complete_card(directory: Path, base_model: str | None, entries: list[dict]) 
         directory (`Path`): The adapter's folder.
         base_model (`str`, *optional*): Name or folder of its base model.
         entries (`list[dict]`): The adapter's ledger.
+        pushed (`bool`, *optional*, defaults to `False`): Whether the card is for everybody, who have no folders of this machine.
     """
     path = directory / "README.md"
     if not path.is_file():
         return
     card = ModelCard.load(path, ignore_metadata_errors=True)
-    complete_metadata(card.data, base_model)
+    complete_metadata(card.data, base_model, pushed)
     new = render(base_model, entries)
     if is_blank_form(card.text):
         card.text = new
@@ -84,9 +85,9 @@ def keep_metadata(directory: Path, earlier: Path) -> None:
     card.save(directory / "README.md")
 
 
-def complete_metadata(data: ModelCardData, base_model: str | None) -> None:
-    """Add what the Hub lists adapters by, and the base model if it has a name there, which takes no folder for one."""
-    known = next(filter(is_on_hub, (data.base_model, base_model)), None)
+def complete_metadata(data: ModelCardData, base_model: str | None, pushed: bool = False) -> None:
+    """Add what the Hub lists adapters by, and the base model if its name can be one of the Hub."""
+    known = next(filter(is_on_hub if pushed else is_hub_name, (data.base_model, base_model)), None)
     tags = {tag for tag in data.tags or [] if not tag.startswith("base_model:adapter:")}
     data.library_name = "peft"
     data.pipeline_tag = data.pipeline_tag or "text-generation"
@@ -95,13 +96,18 @@ def complete_metadata(data: ModelCardData, base_model: str | None) -> None:
     data.base_model_relation = "adapter" if known else None
 
 
-def is_on_hub(name: str | None) -> bool:
-    """Whether a base model's name can be one of the Hub, not a folder's."""
+def is_hub_name(name: str | None) -> bool:
+    """Whether a base model's name can be one of the Hub."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return name is not None and not Path(name).exists()
+    return name not in (None, ".")
+
+
+def is_on_hub(name: str | None) -> bool:
+    """Whether a base model's name can be one of the Hub, and is no folder's."""
+    return is_hub_name(name) and not Path(name).exists()
 
 
 def render(base_model: str | None, entries: list[dict], report: dict[str, Any] | None = None) -> str:

@@ -104,12 +104,13 @@ def bos_token(model: nn.Module) -> int | None:
 
 
 def hidden_size(model: Any) -> int:
-    """Width of the residual stream."""
+    """Width of the residual stream; 0 for a model that embeds no tokens."""
     config = text_config(model)
     for name in ("hidden_size", "n_embd", "d_model", "dim", "n_embed"):
         if isinstance(getattr(config, name, None), int):
             return getattr(config, name)
-    return model.get_input_embeddings().weight.shape[1]
+    embeddings = getattr(model, "get_input_embeddings", None)
+    return embeddings().weight.shape[1] if embeddings else 0
 
 
 def ffn_width(module: nn.Module, hidden: int) -> int:

@@ -42,10 +42,16 @@ def test_the_ends_of_a_range_are_accepted(arguments):
     LEMoEConfig(**arguments)
 
 
-def test_defaults_are_a_causal_language_model_and_lists_become_sets():
+def test_the_task_is_a_causal_language_model_unless_modules_are_named():
+    """Which may be of any model; a task that is given stays."""
+    assert LEMoEConfig().task_type == TaskType.CAUSAL_LM
+    assert LEMoEConfig(target_modules=["mlp"]).task_type is None
+    assert LEMoEConfig(target_modules=["mlp"], task_type="CAUSAL_LM").task_type == TaskType.CAUSAL_LM
+
+
+def test_lists_of_modules_become_sets():
     config = LEMoEConfig(target_modules=["mlp"], exclude_modules=["lm_head"])
     assert config.peft_type == PeftType.LEMOE
-    assert config.task_type == TaskType.CAUSAL_LM
     assert config.target_modules == {"mlp"}
     assert config.exclude_modules == {"lm_head"}
     assert LEMoEConfig(target_modules=r".*\.mlp").target_modules == r".*\.mlp"

@@ -138,7 +138,7 @@ def prepare(draft: Path, repo_id: str, push_edits: bool) -> int:
         withhold_edits(draft)
     entries = read_ledger(draft / WEIGHTS)
     (draft / CARD).touch()
-    complete_card(draft, base_model, entries)
+    complete_card(draft, base_model, entries, pushed=True)
     card = ModelCard.load(draft / CARD, ignore_metadata_errors=True)
     card.text = card.text.replace(f'"{ADAPTER}"', f'"{repo_id}"')
     card.save(draft / CARD)

@@ -101,10 +101,9 @@ class RoutingContext:
 
     def tap(self, adapter_name: str, blocks: list[nn.Module]) -> None:
         """Look at what enters these modules."""
-        tapped = [block for known in self.taps.values() for block in known]
         self.taps[adapter_name] = blocks
         for block in blocks:
-            if not any(block is other for other in tapped):
+            if self.before_block not in block._forward_pre_hooks.values():
                 self.handles.append(block.register_forward_pre_hook(self.before_block, with_kwargs=True))
 
     def remove(self) -> None:
@@ -160,8 +159,13 @@ class RoutingContext:
         inputs = kwargs if not args else {"input_ids": args[0], **kwargs}
         tokens = inputs.get("input_ids")
         tokens = inputs.get("inputs_embeds") if tokens is None else tokens
-        if tokens is None:
-            self.routes = None
+        if tokens is None or not hasattr(root, "get_input_embeddings"):
+            self.routes = {
+                name: layer.route_all(name)  # of no text
+                for layer in self.layers
+                for name in layer.lemoe_anchors
+                if name in layer.active_adapters
+            }
         elif inputs.get("state") is not None and tokens.shape[1] == 1:
             # RWKV hands its state on as a plain list, which keeps no routes: they are those of the call of `generate`.
             rows = tokens.shape[0]
@@ -197,7 +201,7 @@ class RoutingContext:
             for name, earlier in state.routes.items():
                 if earlier is not None and routes.get(name) is not None:
                     routes[name].resume(earlier, column)
-        self.routes = {name: route and route.at(column) for name, route in routes.items()}
+        self.routes = {name: route and route.at(column, tokens.shape[1]) for name, route in routes.items()}
         state = CacheState(routes, ids, column + tokens.shape[1], awaited, pinned)
         if cache is not None:
             cache.lemoe_state = state
@@ -257,7 +261,7 @@ class RoutingContext:
             for name in layer.lemoe_anchors if not layer.disable_adapters else ():
                 if name in layer.active_adapters and name not in routes:
                     route = layer.route(name, root, ids, inputs, is_whole)
-                    if route is not None:
+                    if route is not None and route.final is None:
                         route.seal()
                     routes[name] = route
         return routes

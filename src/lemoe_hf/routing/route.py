@@ -94,6 +94,7 @@ class Route:
         uses_open (`bool`): Whether any slot holds an open expert.
         last_start (`int`): Largest `start`: beyond it nothing but the final slots acts.
         candidates ([`Candidates`], *optional*): Edits that act where they are asked for.
+        column (`int`), num_columns (`int`): The first column of the forward pass that it applies to, and their number.
     """
 
     experts: torch.Tensor
@@ -105,9 +106,25 @@ class Route:
     last_start: int = 0
     candidates: Candidates | None = None
     column: int = 0
+    num_columns: int = 1
     final: Route | None = None
 
     ENDLESS = 2**31 - 1
+
+    @classmethod
+    def to_open(cls, start: torch.Tensor, num_committed: int, gate: float = 1.0, last_start: int = 0) -> Route:
+        """Every row to the open expert, from `start`, of shape `(b, 1)`, on."""
+        route = cls(
+            experts=torch.full_like(start, num_committed),
+            gates=torch.full_like(start, gate, dtype=torch.float32),
+            start=start,
+            end=torch.full_like(start, cls.ENDLESS),
+            num_committed=num_committed,
+            uses_open=True,
+            last_start=last_start,
+        )
+        route.final = replace(route, column=last_start + 1)
+        return route
 
     def gates_at(self, num_columns: int) -> torch.Tensor:
         """Gates of shape `(b, s, t)` for the `t` columns from `column` on."""
@@ -196,9 +213,11 @@ class Route:
         self.end.copy_(end)
         self._tell_final()
 
-    def at(self, column: int) -> Route:
-        """The route as it applies from `column` on."""
-        return self.final if column > self.last_start and self.final is not None else replace(self, column=column)
+    def at(self, column: int, num_columns: int = 1) -> Route:
+        """The route as it applies to a forward pass over `num_columns` from `column` on."""
+        if column > self.last_start and self.final is not None:
+            return self.final if num_columns == 1 else replace(self.final, num_columns=num_columns)
+        return replace(self, column=column, num_columns=num_columns)
 
     def repeat(self, batch: int) -> Route:
         """The route for a batch in which `generate` has repeated every row for its beams or return sequences."""

@@ -27,6 +27,8 @@ class LEMoEConfig(PeftConfig):
     > Where the experts sit
 
     Args:
+        task_type (`str`, *optional*):
+            By default `"CAUSAL_LM"` or, if `target_modules` names modules, which may be of any model, none.
         target_modules (`list[str]` or `str`, *optional*):
             Names (or one regular expression) of the modules to bypass, as in every PEFT method. By default the FFN of one
             layer, found by structure; a layer without a single FFN module is bypassed as a whole.
@@ -60,7 +62,8 @@ class LEMoEConfig(PeftConfig):
         lam (`float`, *optional*, defaults to `1.0`):
             Weight of the experts' output beside the FFN's.
         init_weights (`bool`, *optional*, defaults to `True`):
-            Start new experts with an output of zero. `False` starts them at random, which is of use only in tests.
+            Start new experts with an output of zero. `False` starts them at random, and an adapter without edits lets its
+            open expert act on every prompt; this is of use only in tests, PEFT's own among them.
 
     > How a prompt finds its expert
 
@@ -162,7 +165,7 @@ class LEMoEConfig(PeftConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType("LEMOE")
-        if self.task_type is None:
+        if self.task_type is None and self.target_modules is None:
             self.task_type = TaskType.CAUSAL_LM
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)

@@ -1,6 +1,7 @@
 """Experts, stacked: one gather and one matrix product a step, and no loop over experts.
 
-Axes: `b` batch, `t` tokens, `s` slots of the route, `e` experts, `d` hidden size, `r` width of an expert.
+Axes: `b` batch, `t` tokens, `s` slots of the route, `e` experts, `d` size of the input, `o` of the output (for an FFN both are
+the hidden size), `r` width of an expert.
 """
 
 from __future__ import annotations
@@ -18,19 +19,29 @@ class Experts(nn.Module):
 
     Args:
         num (`int`): Number of experts, e.
-        hidden_size (`int`): d.
+        in_features (`int`): d.
         width (`int`): r.
         gated (`bool`): FFN rather than LoRA.
         trainable (`bool`): Parameters rather than buffers.
         dtype (`torch.dtype`): Of the weights.
+        out_features (`int`, *optional*, defaults to `in_features`): o.
     """
 
-    def __init__(self, num: int, hidden_size: int, width: int, gated: bool, trainable: bool, dtype=torch.float32):
+    def __init__(
+        self,
+        num: int,
+        in_features: int,
+        width: int,
+        gated: bool,
+        trainable: bool,
+        dtype: torch.dtype = torch.float32,
+        out_features: int | None = None,
+    ):
         super().__init__()
         self.trainable = trainable
-        shapes = {"in_proj": (num, hidden_size, width), "out_proj": (num, width, hidden_size)}
+        shapes = {"in_proj": (num, in_features, width), "out_proj": (num, width, out_features or in_features)}
         if gated:
-            shapes["gate_proj"] = (num, hidden_size, width)
+            shapes["gate_proj"] = (num, in_features, width)
         self.names = tuple(shapes)
         for name, shape in shapes.items():
             self.set(name, torch.zeros(shape, dtype=dtype))
@@ -81,7 +92,7 @@ class Experts(nn.Module):
             gates (`torch.Tensor` of shape `(b, s, t)`): Weight of each expert at each token.
 
         Returns:
-            `torch.Tensor` of shape `(b, t, d)`.
+            `torch.Tensor` of shape `(b, t, o)`.
         """
         # A single expert in training, wide as the paper's are, is not copied for every row.
         index = 0 if self.trainable and len(self) == 1 else experts

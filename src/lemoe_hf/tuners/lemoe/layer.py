@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ... import structure
 from ...routing import nearest_anchor
@@ -26,12 +28,18 @@ from .experts import Experts
 from .ledger import Bytes
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module maps vectors of one size to vectors of another, as PEFT knows them, and is no FFN."""
+    return hasattr(module, "in_features") or isinstance(module, Conv1D)
+
+
 class LEMoELayer(nn.Module, BaseTunerLayer):
     r"""
     A frozen module with experts beside it: $h(x) = \mathrm{FFN}_0(x) + \lambda \sum_i g_i f_i(x)$ (LEMoE, section 4.1).
 
     Wraps the FFN of a layer or, where there is no module to call the FFN, the whole layer; then the experts read the
-    layer's output. Which experts act, on which tokens, is the business of the [`RoutingContext`].
+    layer's output. A linear layer, if `target_modules` names one, is wrapped with experts of its sizes. Which experts act, on
+    which tokens, is the business of the [`RoutingContext`].
     """
 
     adapter_layer_names = ("lemoe_open", "lemoe_router")
@@ -40,7 +48,10 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, hidden_size: int, context: RoutingContext, is_block: bool = False):
         super().__init__()
         self.base_layer = base_layer
-        self.in_features = self.out_features = hidden_size
+        self.hidden_size = hidden_size
+        self.in_features, self.out_features = (
+            _get_in_out_features(base_layer) if is_linear(base_layer) else (hidden_size, hidden_size)
+        )
         self.is_block = is_block
         self.context = context
         self.configs: dict[str, LEMoEConfig] = {}
@@ -70,8 +81,13 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         self.configs[adapter_name] = config
         gated = config.expert == "ffn"
         dtype = getattr(torch, config.expert_dtype)
-        self.lemoe_open[adapter_name] = Experts(config.num_open_experts, self.in_features, width, gated, True)
-        self.lemoe_bank[adapter_name] = Experts(config.num_experts, self.in_features, width, gated, False, dtype)
+        sizes = (self.in_features, width, gated)
+        self.lemoe_open[adapter_name] = Experts(
+            config.num_open_experts, *sizes, trainable=True, out_features=self.out_features
+        )
+        self.lemoe_bank[adapter_name] = Experts(
+            config.num_experts, *sizes, trainable=False, dtype=dtype, out_features=self.out_features
+        )
         if leads:
             self.lemoe_anchors[adapter_name] = Anchors(config.num_anchors, config.num_anchor_tokens)
             self.lemoe_ledger[adapter_name] = Bytes(config.num_ledger_bytes)
@@ -80,7 +96,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
                 self.lemoe_relations[adapter_name] = Relations(*sizes)
             if config.routing == "kv_anchor":
                 self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name] = KVRouter.pair(
-                    config, self.in_features
+                    config, self.hidden_size
                 )
         self.lemoe_open[adapter_name].reset_parameters(config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -105,12 +121,18 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
                 if dtype is not None and name in self.adapter_layer_names:
                     module.to(dtype)
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.configs.pop(adapter_name, None)
+        self.context.taps.pop(adapter_name, None)
+
     # ----------------------------------------------------------------------------------------------------------- experts
 
     def open_experts(self, adapter_name: str, num: int, seed: int = 0) -> None:
         """Replace the experts in training by `num` new ones."""
         old = self.lemoe_open[adapter_name]
-        new = Experts(num, self.in_features, old.in_proj.shape[2], "gate_proj" in old.names, True)
+        width, gated = old.in_proj.shape[2], "gate_proj" in old.names
+        new = Experts(num, self.in_features, width, gated, trainable=True, out_features=self.out_features)
         new.reset_parameters(self.configs[adapter_name].init_weights, seed)
         new.to(old.in_proj.device, old.in_proj.dtype)
         new.requires_grad_(old.in_proj.requires_grad)
@@ -163,18 +185,14 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             The [`Route`], or `None` where every row is deferred.
         """
         config, bank = self.configs[adapter_name], self.lemoe_bank[adapter_name]
-        in_training = self.training and torch.is_grad_enabled() and self.lemoe_open[adapter_name].in_proj.requires_grad
+        learns = torch.is_grad_enabled() and self.lemoe_open[adapter_name].in_proj.requires_grad
+        in_training = self.training and learns
+        acts_anyhow = not config.init_weights and not len(self.lemoe_anchors[adapter_name])
         if in_training:
             start = self._observe(adapter_name, ids, inputs.get("labels"), structure.bos_token(root))
-            route = Route(
-                experts=torch.full_like(start, len(bank)),
-                gates=torch.ones_like(start, dtype=torch.float32),
-                start=start,
-                end=torch.full_like(start, Route.ENDLESS),
-                num_committed=len(bank),
-                uses_open=True,
-                last_start=int(start.max()),
-            )
+            route = Route.to_open(start, len(bank), last_start=int(start.max()))
+        elif acts_anyhow:
+            route = Route.to_open(torch.zeros_like(ids[:, :1]), len(bank))
         else:
             relations = self.lemoe_relations[adapter_name] if config.asks_relation else None
             route = nearest_anchor.route(
@@ -190,9 +208,19 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         if config.routing == "kv_anchor":
             router, router_bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
             learner = route.experts[:, 0] if in_training else None
-            uses_open = in_training or self.has_open_edits(adapter_name)
-            return router.route(config, router_bank, router.anchors_of(root, ids, inputs), route, uses_open, learner)
+            uses_open = in_training or acts_anyhow or self.has_open_edits(adapter_name)
+            route = router.route(config, router_bank, router.anchors_of(root, ids, inputs), route, uses_open, learner)
+        if learns:
+            # In evaluation mode, too, a loss has gradients, if only of zero, for what can be trained.
+            route = route or Route.to_open(torch.zeros_like(ids[:, :1]), len(bank), gate=0.0)
+            route.uses_open = True
         return route
+
+    def route_all(self, adapter_name: str) -> Route:
+        """The route of inputs that are no text, in a model of another kind: through the open expert, whatever they are."""
+        start = torch.zeros(1, 1, dtype=torch.long, device=self.lemoe_open[adapter_name].in_proj.device)
+        route = Route.to_open(start, len(self.lemoe_bank[adapter_name]))
+        return replace(route, num_columns=Route.ENDLESS)
 
     def _observe(
         self, adapter_name: str, ids: torch.Tensor, labels: torch.Tensor | None, bos: int | None
@@ -335,7 +363,16 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         hidden = output if isinstance(output, torch.Tensor) else output[0]
         bank, experts = self.lemoe_bank[adapter_name], self.lemoe_open[adapter_name]
         x = hidden if self.is_block else x
-        columns = x.shape[:-1]
+        if x.dim() == 2:  # rows and columns in one
+            rows = len(route.experts)
+            if route.num_columns != Route.ENDLESS and len(x) != rows * route.num_columns:
+                raise ValueError(
+                    f"`target_modules` names a {type(self.base_layer).__name__} that is given {len(x)} tokens of the "
+                    f"{rows} x {route.num_columns} of the batch: which prompts they belong to cannot be told. Name the module "
+                    f"around it, or leave `target_modules` out."
+                )
+            x = x.unflatten(0, (rows, -1))
+        columns = x.shape[:2]
         gates = route.gates_at(columns[1])
         x = x.to(experts.in_proj.dtype)
         if config.normalize:

@@ -132,7 +132,7 @@ class LEMoEModel(BaseTuner):
             target = layer
         target.train(target.base_layer.training)
         leads = not any(adapter_name in layer.lemoe_anchors for layer in self.context.layers)
-        width = peft_config.expert_dim or structure.ffn_width(target.get_base_layer(), hidden)
+        width = peft_config.expert_dim or structure.ffn_width(target.get_base_layer(), target.in_features)
         target.update_layer(adapter_name, peft_config, width, leads)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

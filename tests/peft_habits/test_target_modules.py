@@ -1,0 +1,61 @@
+"""`target_modules` may name a linear layer, as in LoRA; its sizes are the experts' sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+
+from lemoe_hf import LEMoELayer
+from lemoe_hf.routing.context import RoutingContext
+from lemoe_hf.routing.route import Route
+from tiny import edited, logits, prompts_of, put_edits, tiny, unrelated
+
+
+SUBJECT = (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "sizes"),
+    [
+        ("llama", "down_proj", (48, 32)),
+        ("llama", "up_proj", (32, 48)),
+        ("gpt2", "mlp.c_fc", (32, 128)),
+        ("opt", "fc2", (48, 32)),
+    ],
+)
+@pytest.mark.parametrize("config", [{}, {"expert": "ffn"}, {"routing": "kv_anchor"}])
+def test_a_linear_layer_has_experts_of_its_sizes(family, target, sizes, config, tmp_path):
+    base = tiny(family)
+    model = edited(family, target_modules=[target], layers_to_transform=[1], **config)
+    prompts = prompts_of(3)
+    put_edits(model, prompts, subjects=[SUBJECT] * 3)
+    (layer,) = model.base_model.lemoe_layers()
+    assert (layer.in_features, layer.out_features) == sizes
+    assert layer.lemoe_bank["default"].in_proj.shape == (3, sizes[0], 4)
+    assert layer.lemoe_bank["default"].out_proj.shape == (3, 4, sizes[1])
+    routed = logits(model, prompts)
+    assert not torch.allclose(routed[:, -1], logits(base, prompts)[:, -1], atol=1e-3)
+    assert torch.equal(logits(model, unrelated()), logits(base, unrelated()))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny(family), tmp_path), prompts), routed)
+
+
+def test_rows_and_columns_in_one_dimension_are_told_apart():
+    """OPT flattens its batch before the FFN: every row still has its own expert."""
+    model, prompts = edited("opt", target_modules=["fc2"]), prompts_of(4)
+    put_edits(model, prompts, subjects=[SUBJECT] * 4)
+    together = logits(model, prompts)
+    for row, prompt in enumerate(prompts):
+        torch.testing.assert_close(logits(model, prompt)[0], together[row], rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_that_sees_some_of_the_tokens_is_refused():
+    """As within a mixture of experts: whose tokens they are is not told."""
+    layer = LEMoELayer(nn.Linear(8, 8), 8, RoutingContext(nn.Identity()))
+    route = Route.to_open(torch.zeros(2, 1, dtype=torch.long), 0)
+    with pytest.raises(ValueError, match="a Linear that is given 6 tokens of the 2 x 5 of the batch"):
+        layer.configs["default"] = None
+        layer.lemoe_bank["default"] = layer.lemoe_open["default"] = nn.Identity()
+        layer._bypass("default", route.at(0, 5), torch.zeros(6, 8), torch.zeros(6, 8))
