@@ -31,7 +31,8 @@ def complete_card(directory: Path, base_model: str | None, entries: list[dict], 
         directory (`Path`): The adapter's folder.
         base_model (`str`, *optional*): Name or folder of its base model.
         entries (`list[dict]`): The adapter's ledger.
-        pushed (`bool`, *optional*, defaults to `False`): Whether the card is for everybody, who have no folders of this machine.
+        pushed (`bool`, *optional*, defaults to `False`):
+            Whether the card is for everybody, who have no folders of this machine.
     """
     path = directory / "README.md"
     if not path.is_file():

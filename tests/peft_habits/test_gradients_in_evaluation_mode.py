@@ -14,7 +14,7 @@ def test_a_loss_has_gradients_of_zero_and_nothing_is_learned(family, ids):
     base, model = tiny(family), edited(family)
     put_edits(model, prompts_of(2))
     batch = {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
-    expected = logits(model, **{"ids": batch["input_ids"], "labels": batch["labels"]})
+    expected = logits(model, batch["input_ids"], labels=batch["labels"])
     output = model(**batch)
     output.loss.backward()
     assert torch.equal(output.logits, expected)

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from lemoe_hf import LEMoELayer
+from lemoe_hf import LEMoEConfig, LEMoELayer
 from lemoe_hf.routing.context import RoutingContext
 from lemoe_hf.routing.route import Route
 from tiny import edited, logits, prompts_of, put_edits, tiny, unrelated
@@ -54,8 +54,7 @@ def test_rows_and_columns_in_one_dimension_are_told_apart():
 def test_a_layer_that_sees_some_of_the_tokens_is_refused():
     """As within a mixture of experts: whose tokens they are is not told."""
     layer = LEMoELayer(nn.Linear(8, 8), 8, RoutingContext(nn.Identity()))
-    route = Route.to_open(torch.zeros(2, 1, dtype=torch.long), 0)
+    layer.update_layer("default", LEMoEConfig(), 4, leads=True)
+    route = Route.to_open(torch.zeros(2, 1, dtype=torch.long), 0).at(0, 5)
     with pytest.raises(ValueError, match="a Linear that is given 6 tokens of the 2 x 5 of the batch"):
-        layer.configs["default"] = None
-        layer.lemoe_bank["default"] = layer.lemoe_open["default"] = nn.Identity()
-        layer._bypass("default", route.at(0, 5), torch.zeros(6, 8), torch.zeros(6, 8))
+        layer._bypass("default", route, torch.zeros(6, 8), torch.zeros(6, 8))

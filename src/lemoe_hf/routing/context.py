@@ -67,6 +67,12 @@ def first_tensor(args: tuple, kwargs: dict) -> torch.Tensor:
     return next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
 
 
+def token_labels(inputs: Mapping) -> torch.Tensor | None:
+    """The labels among the arguments of a forward pass, unless they are one a row, as of a classifier."""
+    labels = inputs.get("labels")
+    return labels if labels is not None and labels.dim() > 1 else None
+
+
 class RoutingContext:
     """
     Routes every forward pass of a model, from hooks on its root module.
@@ -195,7 +201,7 @@ class RoutingContext:
                 if state is not None and state.ids is not None:
                     past[:, : state.ids.shape[1]] = state.ids[:, :column]
                 ids = torch.cat([past, ids], 1)
-            is_whole = inputs.get("labels") is not None
+            is_whole = token_labels(inputs) is not None
             routes = {} if ids is None else self._compute(root, ids, inputs, is_whole)
         if state is not None and state.routes is not routes:
             for name, earlier in state.routes.items():
@@ -236,7 +242,7 @@ class RoutingContext:
                 return None
             ids = self._ids_of(inputs["inputs_embeds"], root.get_input_embeddings())
         ids = ids.long()
-        mask, labels = inputs.get("attention_mask"), inputs.get("labels")
+        mask, labels = inputs.get("attention_mask"), token_labels(inputs)
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             ids = ids.masked_fill(mask[:, -ids.shape[1] :].to(ids.device) == 0, -1)
         if labels is not None:

@@ -57,6 +57,10 @@ class Experts(nn.Module):
     def __len__(self) -> int:
         return self.in_proj.shape[0]
 
+    def extra_repr(self) -> str:
+        sizes = f"in_features={self.in_proj.shape[1]}, width={self.in_proj.shape[2]}, out_features={self.out_proj.shape[2]}"
+        return f"{len(self)} {'in training' if self.trainable else 'committed'}, {sizes}, dtype={self.in_proj.dtype}"
+
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: getattr(self, name) for name in self.names}
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from ... import structure
 from ...routing import nearest_anchor
 from ...routing.anchors import Anchor, Anchors
-from ...routing.context import RoutingContext
+from ...routing.context import RoutingContext, token_labels
 from ...routing.kv_anchor import KVRouter
 from ...routing.relations import Relations
 from ...routing.route import Route
@@ -189,7 +189,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         in_training = self.training and learns
         acts_anyhow = not config.init_weights and not len(self.lemoe_anchors[adapter_name])
         if in_training:
-            start = self._observe(adapter_name, ids, inputs.get("labels"), structure.bos_token(root))
+            start = self._observe(adapter_name, ids, token_labels(inputs), structure.bos_token(root))
             route = Route.to_open(start, len(bank), last_start=int(start.max()))
         elif acts_anyhow:
             route = Route.to_open(torch.zeros_like(ids[:, :1]), len(bank))

@@ -21,6 +21,9 @@ class Bytes(nn.Module):
         super().__init__()
         self.register_buffer("bytes", torch.zeros(num_bytes, dtype=torch.uint8))
 
+    def extra_repr(self) -> str:
+        return f"num_bytes={len(self.bytes)}"
+
     @property
     def text(self) -> str:
         return bytes(self.bytes.cpu().numpy()).decode()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -88,6 +90,8 @@ class LEMoEModel(BaseTuner):
                 f"This config belongs to an adapter and has grown with it ({config.num_experts} experts). Make a new "
                 f"LEMoEConfig for every adapter."
             )
+        if any(other is config for name, other in self.peft_config.items() if name != adapter_name):
+            config = self.peft_config[adapter_name] = copy.copy(config)  # each adapter grows by itself
         config.in_use = True
         self._check_base_model(model, config)
         self.context = RoutingContext.of(model)
@@ -143,7 +147,7 @@ class LEMoEModel(BaseTuner):
             setattr(parent, child_name, new_module)
 
     def unload(self) -> nn.Module:
-        """The base model, as it was before."""
+        """The base model, as it was before but for the `modules_to_save` of the active adapter, as with every PEFT method."""
         model = super().unload()
         self.context.remove()
         return model
@@ -161,6 +165,14 @@ class LEMoEModel(BaseTuner):
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         self._check_merge_allowed()
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "`adapter_names` mixes LoRA adapters in one batch; with LEMoE all rows pass the active adapter, and find "
+                "their experts by their prompts. Call `set_adapter`, and the model once for each adapter."
+            )
+        return nullcontext()
 
     def generate(self, *args: Any, **kwargs: Any):
         """`generate` of the base model, with the routes of its prompts held for the whole call."""
@@ -214,6 +226,20 @@ class LEMoEModel(BaseTuner):
         if name not in self.peft_config:
             raise ValueError(f"There is no adapter {name!r}; the model has {', '.join(self.peft_config) or 'none'}.")
         return name
+
+    def get_nb_expert_parameters(self, adapter_name: str | None = None) -> tuple[int, int]:
+        """
+        Number of weights in experts that are in training, and in those that are committed.
+
+        PEFT's `print_trainable_parameters` counts the former; the latter are buffers, which nothing can train.
+        """
+        name = self._adapter(adapter_name)
+        layers = self.lemoe_layers(name)
+        in_training, committed = (
+            sum(weight.numel() for experts in stacks for weight in experts.weights().values())
+            for stacks in ([layer.lemoe_open[name] for layer in layers], [layer.lemoe_bank[name] for layer in layers])
+        )
+        return in_training, committed
 
     def commit(
         self, anchors: list[Anchor] | None = None, entries: list[dict] | None = None, adapter_name=None
