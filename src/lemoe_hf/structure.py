@@ -115,7 +115,13 @@ def hidden_size(model: Any) -> int:
 
 def ffn_width(module: nn.Module, hidden: int) -> int:
     """Inner width of an FFN: the largest dimension of its matrices that is not the hidden size."""
-    sizes = [size for weight in module.parameters() if weight.dim() >= 2 for size in weight.shape[-2:]]
+    sizes: list[int] = []
+    for part in module.modules():
+        if isinstance(part, nn.Linear):  # whose weight may be quantised, and packed into another shape
+            sizes += [part.out_features, part.in_features]
+        else:
+            weights = part.parameters(recurse=False)
+            sizes += [size for weight in weights if weight.dim() >= 2 for size in weight.shape[-2:]]
     inner = [size for size in sizes if size != hidden]
     return max(set(inner), key=inner.count) if inner else hidden
 

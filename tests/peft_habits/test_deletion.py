@@ -40,4 +40,4 @@ def test_deleting_the_last_adapter_leaves_the_base_model():
     put_edits(model, prompts)
     model.delete_adapter("default")
     assert model.active_adapters == []
-    assert torch.equal(logits(model.get_base_model(), prompts), logits(tiny(), prompts))
+    assert torch.equal(logits(model.base_model.model, prompts), logits(tiny(), prompts))

@@ -103,10 +103,11 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module):
-        for weight in base_layer.parameters():
-            if weight.is_floating_point():
-                return weight.device, weight.dtype
-        return None, None
+        # Quantised weights are of integers: they tell the device, and experts beside them stay as they are.
+        weights = sorted(base_layer.parameters(), key=lambda weight: not weight.is_floating_point())
+        if not weights:
+            return None, None
+        return weights[0].device, weights[0].dtype if weights[0].is_floating_point() else None
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         base_device, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
