@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 
-.PHONY: demo test quality style examples clean
+.PHONY: demo test peft-tests quality style examples clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ test: $(VENV)/installed
 # Prints what they print. On a tiny random model; EXAMPLES_MODEL names another one.
 examples: $(VENV)/installed
 	$(BIN)/python -m pytest -q -rP tests/examples
+
+# PEFT's own tests, from its source distribution, with LEMoE in place of PEFT's methods.
+peft-tests: $(VENV)/installed
+	$(BIN)/python tests/peft_suite/run.py
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -91,15 +91,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             marks[index] = pytest.mark.parametrize(mark.args[0], CASES[mark.args[0]]).mark
 
 
+def is_ours(item: pytest.Item) -> bool:
+    return hasattr(item, "callspec") and LEMoEConfig in item.callspec.params.values()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests that are given our config, and tell why some of them are not run."""
-    others = [
-        item
-        for item in items
-        if LEMoEConfig not in getattr(item, "callspec", item).__dict__.get("params", {}).values()
-    ]
-    config.hook.pytest_deselected(items=others)
-    items[:] = [item for item in items if item not in others]
+    config.hook.pytest_deselected(items=[item for item in items if not is_ours(item)])
+    items[:] = filter(is_ours, items)
     for item in items:
         for part, reason in NOT_OF_A_METHOD.items():
             if part in item.originalname:

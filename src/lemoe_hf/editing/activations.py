@@ -238,9 +238,7 @@ class CachedBatch:
             # Positions are told, as `generate` does: RoBERTa would count them otherwise.
             positions = {"position_ids": self.position} if "position_ids" in accepted_by(self.root) else {}
             with self.context.pinned(routes):
-                output = self.root(
-                    input_ids=self.ids, attention_mask=self.valid.long(), **positions, use_cache=False
-                )
+                output = self.root(input_ids=self.ids, attention_mask=self.valid.long(), **positions, use_cache=False)
             return output.logits[:, -self.ids.shape[1] :][self.is_target]  # CPM-Ant has columns of its own before
         with ExitStack() as stack:
             stack.enter_context(self.context.pinned(routes))

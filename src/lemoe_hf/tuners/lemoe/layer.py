@@ -107,7 +107,11 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         weights = sorted(base_layer.parameters(), key=lambda weight: not weight.is_floating_point())
         if not weights:
             return None, None
-        return weights[0].device, weights[0].dtype if weights[0].is_floating_point() else None
+        # Offloaded weights are on `meta`; the hook that fetches them knows where they are used.
+        hooks = (getattr(module, "_hf_hook", None) for module in base_layer.modules())
+        devices = (getattr(hook, "execution_device", None) for hook in hooks)
+        device = next((torch.device(device) for device in devices if device is not None), weights[0].device)
+        return device, weights[0].dtype if weights[0].is_floating_point() else None
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         base_device, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
