@@ -20,8 +20,8 @@ class EditingArguments:
             Whether the learning rate is relative.
         betas (`tuple[float, float]`, *optional*, defaults to `(0.7, 0.9)`):
             Of AdamW. An edit takes some ten steps: the customary averages over many more of them would only lag.
-        max_steps (`int`, *optional*, defaults to `30`):
-            Most steps an edit is trained.
+        max_steps (`int`, *optional*, defaults to `100`):
+            Most steps an edit is trained. Most are done after ten to thirty.
         stop_loss (`float`, *optional*, defaults to `0.03`):
             Cross-entropy of its target, in nats a token, in each of its surroundings, at which an edit is done. Each edit
             stops by itself.
@@ -43,7 +43,7 @@ class EditingArguments:
     learning_rate: float = 0.15
     relative: bool = True
     betas: tuple[float, float] = (0.7, 0.9)
-    max_steps: int = 30
+    max_steps: int = 100
     stop_loss: float = 0.03
     batch_size: int = 64
     end_of_sequence: bool = True
