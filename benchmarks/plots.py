@@ -1,4 +1,4 @@
-"""Draw the picture of the README from the committed results.
+"""Draw the pictures of the README from the committed results.
 
 python benchmarks/plots.py
 """
@@ -50,6 +50,20 @@ def flat_in_the_number_of_edits() -> plt.Figure:
     return figure
 
 
+def generality_against_other_questions() -> plt.Figure:
+    """What is found of rephrasings, against what is kept of other questions about the same subjects."""
+    figure, axes = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
+    default, *points = read("frontier")["points"]
+    for name, style in (("generality", "o-"), ("free_generality", "s--")):
+        rows = [[point["same_subject_kept"], point[name]] for point in points]
+        axes.plot(*zip(*rows, strict=True), style, ms=3, lw=1, label=name.replace("_", " "))
+        axes.plot(default["same_subject_kept"], default[name], "k*", ms=9, zorder=3)
+    axes.set(xlabel="other questions kept", ylabel="rephrasings answered", xlim=(0, 1.01), ylim=(0.6, 1.01))
+    axes.legend(frameon=False, loc="lower left", title="star: the default", alignment="left")
+    return figure
+
+
 if __name__ == "__main__":
-    flat_in_the_number_of_edits().savefig(DOCS / "flat.svg", metadata={"Date": None})
-    print(DOCS / "flat.svg")
+    for name, figure in (("flat", flat_in_the_number_of_edits()), ("frontier", generality_against_other_questions())):
+        figure.savefig(DOCS / f"{name}.svg", metadata={"Date": None})
+        print(DOCS / f"{name}.svg")
