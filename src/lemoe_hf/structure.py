@@ -17,6 +17,11 @@ FFN_NAME = re.compile(
 NOT_FFN_NAME = re.compile(r"norm|^ln|_ln|attn|attention|dropout|drop$|gate$|router|^post_|_hc$|hyper_connection")
 FFN_OUTPUT_NORM = re.compile(r"^post_(feed_?forward|mlp|ffn|moe)_?(layer)?norm$|^post_norm2$")
 
+UNSUITABLE = {
+    "reformer": "its reversible layers run again in the backward pass, and only in training mode",
+    "xlnet": "it reads a text in any order, and its layers keep columns before rows",
+}
+
 
 def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """
@@ -90,6 +95,27 @@ def find_targets(model: nn.Module, depth: float, layers: list[int] | None = None
         ffn = find_ffn(stack[index])
         targets.append(f"{stack_name}.{index}" + (f".{ffn}" if ffn else ""))
     return targets
+
+
+def check_causal(model: nn.Module) -> None:
+    """
+    Refuse what is no causal language model, or none that can be edited.
+
+    Raises:
+        ValueError: If the model is one of those.
+    """
+    config, name = getattr(model, "config", None), type(model).__name__
+    for kind, is_one in (
+        ("an encoder-decoder model", getattr(config, "is_encoder_decoder", False)),
+        ("a masked language model", name.endswith("ForMaskedLM")),
+    ):
+        if is_one:
+            raise ValueError(
+                f"{name} is {kind}; LEMoE edits causal language models. Pass a model loaded with AutoModelForCausalLM."
+            )
+    reason = UNSUITABLE.get(getattr(config, "model_type", ""))
+    if reason is not None:
+        raise ValueError(f"{name} cannot be edited: {reason}. Use another model.")
 
 
 def text_config(model: nn.Module) -> Any:

@@ -8,8 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from architectures.walk import BUILT, GENERATE_OTHERWISE, HABITS, UNBUILT, WALKED, build, walk
 from lemoe_hf import LEMoEConfig
-from lemoe_hf.structure import find_targets
-from lemoe_hf.tuners.lemoe.model import UNSUITABLE
+from lemoe_hf.structure import UNSUITABLE, find_targets
 
 
 @pytest.mark.architectures

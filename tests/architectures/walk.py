@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from architectures.configs import tiny_config
 from lemoe_hf import Edit, EditingArguments, LEMoEConfig, LifelongEditor
-from lemoe_hf.tuners.lemoe.model import UNSUITABLE
+from lemoe_hf.structure import UNSUITABLE
 from tiny import byte_tokenizer
 
 

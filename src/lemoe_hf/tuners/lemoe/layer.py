@@ -23,6 +23,7 @@ from ...routing.context import RoutingContext, token_labels
 from ...routing.kv_anchor import KVRouter
 from ...routing.relations import Relations
 from ...routing.route import Route
+from ...routing.training_batch import prompts_in_training
 from .config import LEMoEConfig
 from .experts import Experts
 from .ledger import Bytes
@@ -194,7 +195,10 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         in_training = self.training and learns
         acts_anyhow = not config.init_weights and not len(self.lemoe_anchors[adapter_name])
         if in_training:
-            start = self._observe(adapter_name, ids, token_labels(inputs), structure.bos_token(root))
+            anchors, bos = self.lemoe_anchors[adapter_name], structure.bos_token(root)
+            start, *seen = prompts_in_training(anchors, ids, token_labels(inputs), bos, expert=len(bank))
+            if seen[0]:
+                self.store(adapter_name, *seen)
             route = Route.to_open(start, len(bank), last_start=int(start.max()))
         elif acts_anyhow:
             route = Route.to_open(torch.zeros_like(ids[:, :1]), len(bank))
@@ -226,45 +230,6 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         start = torch.zeros(1, 1, dtype=torch.long, device=self.lemoe_open[adapter_name].in_proj.device)
         route = Route.to_open(start, len(self.lemoe_bank[adapter_name]))
         return replace(route, num_columns=Route.ENDLESS)
-
-    def _observe(
-        self, adapter_name: str, ids: torch.Tensor, labels: torch.Tensor | None, bos: int | None
-    ) -> torch.Tensor:
-        """
-        Put the prompts of a training batch in scope, and tell from which column on the open expert acts.
-
-        With labels it is the prompt's last token, which predicts the first label; without, there is no telling prompt from
-        answer, and the whole input is trained.
-        """
-        is_prompt = ids >= 0
-        anchors, num_committed = self.lemoe_anchors[adapter_name], len(self.lemoe_bank[adapter_name])
-        start = torch.zeros(ids.shape[0], 1, dtype=torch.long, device=ids.device)
-        if labels is not None:
-            seen = is_prompt.long().cumsum(1)
-            start[:, 0] = (seen == seen[:, -1:]).long().argmax(1)
-        next_edit = anchors.next_edit()
-        # A prompt that a committed expert answers is edited again: its anchor is stored once more, and the later one wins.
-        found = {
-            match.edit
-            for row in anchors.find(ids)
-            for match in row
-            if match.is_prompt and match.expert >= num_committed
-        }
-        stored = {tuple(anchors.span(edit)) for edit in found}
-        new, entries = {}, []
-        for row in range(len(ids)):
-            tokens = tuple(ids[row][is_prompt[row]].tolist())
-            tokens = tokens[1:] if tokens[:1] == (bos,) else tokens  # elsewhere in a text there is none
-            if tokens and tokens not in stored and tokens not in new:
-                acts_from = 0 if labels is None else len(tokens) - 1
-                new[tokens] = Anchor(tokens, next_edit + len(new), num_committed, acts_from, is_prompt=True)
-                target = [] if labels is None else labels[row][labels[row] != -100].tolist()
-                entries.append(
-                    {"id": new[tokens].edit, "expert": num_committed, "prompt_ids": tokens, "target_ids": target}
-                )
-        if new:
-            self.store(adapter_name, list(new.values()), entries)
-        return start
 
     def store(self, adapter_name: str, anchors: list[Anchor], entries: list[dict]) -> None:
         """Append anchors and lines of the ledger."""

@@ -23,12 +23,6 @@ from .layer import LEMoELayer
 from .ledger import entries_of
 
 
-UNSUITABLE = {
-    "reformer": "its reversible layers run again in the backward pass, and only in training mode",
-    "xlnet": "it reads a text in any order, and its layers keep columns before rows",
-}
-
-
 class LEMoEModel(BaseTuner):
     """
     Adds a growing bank of experts beside the feed-forward network of a causal language model (LEMoE, EMNLP 2024).
@@ -52,19 +46,7 @@ class LEMoEModel(BaseTuner):
 
     def _check_base_model(self, model: nn.Module, config: LEMoEConfig) -> None:
         base_config = getattr(model, "config", None)
-        if getattr(base_config, "is_encoder_decoder", False):
-            raise ValueError(
-                f"{type(model).__name__} is an encoder-decoder model; LEMoE edits causal language models. Pass a model "
-                f"loaded with AutoModelForCausalLM."
-            )
-        if type(model).__name__.endswith("ForMaskedLM"):
-            raise ValueError(
-                f"{type(model).__name__} is a masked language model; LEMoE edits causal language models. Pass a model "
-                f"loaded with AutoModelForCausalLM."
-            )
-        model_type = getattr(base_config, "model_type", None)
-        if model_type in UNSUITABLE:
-            raise ValueError(f"{type(model).__name__} cannot be edited: {UNSUITABLE[model_type]}. Use another model.")
+        structure.check_causal(model)
         found = structure.fingerprint(model)
         if config.base_model_fingerprint is None:
             config.base_model_fingerprint = found
