@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
 from lemoe_hf.generation import answers, pad_left
-from tiny import FAMILIES, PAD, adapter_state, assert_same, edited, logits, prompts_of, put_edits, tiny, unrelated
+from tiny import (
+    FAMILIES,
+    PAD,
+    adapter_state,
+    assert_same,
+    decode_by_hand,
+    edited,
+    logits,
+    prompts_of,
+    put_edits,
+    tiny,
+    unrelated,
+)
 
 
 SPAN = (2, 4)
@@ -287,11 +300,7 @@ def test_a_manual_loop_on_a_cache_equals_generate(family, size):
     for first in range(0, 6, size):
         output = model(input_ids=ids[:, first : first + size], use_cache=True, **{name: cache})
         cache = output[name]
-    for _ in range(NEW):
-        scores = output.logits[:, -1]
-        scores[:, model.config.eos_token_id] = -torch.inf
-        ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)
-        output = model(input_ids=ids[:, -1:], use_cache=True, **{name: cache})
+    ids = decode_by_hand(partial(model, use_cache=True, **{name: cache}), output, ids, NEW)
     assert torch.equal(ids, generate(model, PROMPTS[:3]))
 
 
@@ -344,13 +353,8 @@ def test_compiled_decoding_finds_its_route_on_a_static_cache():
     step = torch.compile(root, fullgraph=True, backend="eager")
     for batch in (torch.tensor(PROMPTS[:2]), torch.tensor(PROMPTS[2:3] + unrelated(1, length=6).tolist())):
         cache = StaticCache(config=root.config, max_cache_len=32)
-        ids = batch
-        output = root(input_ids=ids, past_key_values=cache)
-        for _ in range(NEW):
-            scores = output.logits[:, -1]
-            scores[:, root.config.eos_token_id] = -torch.inf
-            ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)
-            output = step(input_ids=ids[:, -1:], past_key_values=cache)
+        output = root(input_ids=batch, past_key_values=cache)
+        ids = decode_by_hand(partial(step, past_key_values=cache), output, batch, NEW)
         assert torch.equal(ids, generate(model, batch))
 
 

@@ -169,6 +169,16 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         assert torch.equal(actual[name], tensor), name
 
 
+def decode_by_hand(step, output, ids: torch.Tensor, num: int) -> torch.Tensor:
+    """`num` greedy tokens behind `ids`, by a loop of one's own: `step` is a forward pass of the last token."""
+    for _ in range(num):
+        scores = output.logits[:, -1]
+        scores[:, EOS] = -torch.inf
+        ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)
+        output = step(ids[:, -1:])
+    return ids
+
+
 SENTENCES = [
     "Which country is Anna Berg from?",
     "Who wrote the Silver Lake?",

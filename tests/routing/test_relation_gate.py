@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from gated import (
 )
 from lemoe_hf import LEMoEConfig
 from lemoe_hf.generation import pad_left
-from tiny import FAMILIES, PAD, logits, prompts_of, put_edits, unrelated
+from tiny import FAMILIES, PAD, decode_by_hand, logits, prompts_of, put_edits, unrelated
 
 
 EVERY_FAMILY = [*FAMILIES, "mamba"]
@@ -451,11 +452,7 @@ def test_compiled_decoding_keeps_the_decision():
     cache = StaticCache(config=root.config, max_cache_len=32)
     ids = torch.tensor(BATCH)
     output = root(input_ids=ids, past_key_values=cache)
-    for _ in range(6):
-        scores = output.logits[:, -1]
-        scores[:, root.config.eos_token_id] = -torch.inf
-        ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], 1)
-        output = step(input_ids=ids[:, -1:], past_key_values=cache)
+    ids = decode_by_hand(partial(step, past_key_values=cache), output, ids, 6)
     assert torch.equal(ids, expected_text(model, BATCH, ANSWERED))
 
 
