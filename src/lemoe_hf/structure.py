@@ -54,17 +54,7 @@ def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def find_ffn(layer: nn.Module) -> str | None:
-    """
-    Name of the module of a layer that adds the FFN's part to the residual stream: the FFN itself, as a rule.
-
-    It is `None`, for the whole layer, where there is no single FFN module (OPT, XGLM, Mamba), and where the layer normalises
-    what its FFN adds (Gemma 2 and 3, OLMo 2, GLM-4): a bypass before that norm would have no say in how much it adds. Layers
-    of Gemma 3n return several streams; there it is the norm.
-    """
-    names = [name for name, _ in layer.named_children()]
-    norm = next((name for name in names if FFN_OUTPUT_NORM.search(name)), None)
-    if norm is not None:
-        return norm if "altup" in names else None
+    """Name of the FFN module of a layer, or `None` where the layer has no single one (OPT, XGLM, Mamba)."""
     names = [
         name
         for name, child in layer.named_children()
@@ -74,9 +64,24 @@ def find_ffn(layer: nn.Module) -> str | None:
     return names[-1] if names else None
 
 
+def find_bypassed(layer: nn.Module) -> str | None:
+    """
+    Name of the module of a layer that adds the FFN's part to the residual stream, or `None` for the whole layer.
+
+    It is the FFN, unless the layer normalises what its FFN adds (Gemma 2 and 3, OLMo 2, GLM-4): a bypass before that norm
+    would have no say in how much it adds, and the layer is bypassed. Layers of Gemma 3n return several streams; there it is
+    the norm.
+    """
+    names = [name for name, _ in layer.named_children()]
+    norm = next((name for name in names if FFN_OUTPUT_NORM.search(name)), None)
+    if norm is None:
+        return find_ffn(layer)
+    return norm if "altup" in names else None
+
+
 def find_targets(model: nn.Module, depth: float, layers: list[int] | None = None) -> list[str]:
     """
-    Names of the modules to bypass: the FFN of the layer at `depth`, or of the given layers.
+    Names of the modules to bypass: those that `find_bypassed` names in the layer at `depth`, or in the given layers.
 
     Raises:
         ValueError: If there is no stack of layers, or not the layers asked for.
@@ -92,8 +97,8 @@ def find_targets(model: nn.Module, depth: float, layers: list[int] | None = None
         )
     targets = []
     for index in layers:
-        ffn = find_ffn(stack[index])
-        targets.append(f"{stack_name}.{index}" + (f".{ffn}" if ffn else ""))
+        bypassed = find_bypassed(stack[index])
+        targets.append(f"{stack_name}.{index}" + (f".{bypassed}" if bypassed else ""))
     return targets
 
 

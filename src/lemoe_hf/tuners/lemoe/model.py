@@ -97,6 +97,7 @@ class LEMoEModel(BaseTuner):
                 layers = [module for module in block.modules() if isinstance(module, LEMoELayer)]
                 if any(adapter_name in layer.lemoe_bank for layer in layers):
                     blocks = [stack[index] for index in sorted({round(share * depth) for share in TAPS})]
+                    blocks = [block.base_layer if isinstance(block, LEMoELayer) else block for block in blocks]
                     return [block.get_submodule(structure.find_ffn(block) or "") for block in blocks]
         return []
 
