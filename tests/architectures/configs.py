@@ -42,7 +42,7 @@ SIZES: dict[str, Any] = {
     "qk_head_dim": 16,
     "index_head_dim": 16,
     "index_n_heads": 4,
-    "index_topk": 16,
+    "index_topk": 64,
     "rotary_dim": 4,
     "state_size": 4,
     "ssm_state_size": 4,

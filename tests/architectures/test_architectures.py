@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from peft import get_peft_model
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from architectures.walk import BUILT, GENERATE_OTHERWISE, HABITS, UNBUILT, WALKED, build, walk
+from architectures.walk import BUILT, EDIT, GENERATE_OTHERWISE, HABITS, UNBUILT, WALKED, build, walk
 from lemoe_hf import LEMoEConfig
 from lemoe_hf.structure import UNSUITABLE, find_targets
 
@@ -16,6 +17,17 @@ from lemoe_hf.structure import UNSUITABLE, find_targets
 def test_every_habit_holds(model_type, tokenizer):
     expected = {habit: habit != "generate" or model_type not in GENERATE_OTHERWISE for habit in HABITS}
     assert dict(walk(model_type, tokenizer)) == expected
+
+
+@pytest.mark.parametrize("model_type", GENERATE_OTHERWISE)
+@torch.no_grad()
+def test_some_generate_otherwise_before_any_edit(model_type, tokenizer):
+    model = build(model_type)
+    ids = tokenizer(EDIT.prompt, return_tensors="pt")["input_ids"]
+    text = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+    assert not torch.equal(
+        model(input_ids=text[:, :-1]).logits.argmax(-1)[:, ids.shape[1] - 1 :], text[:, ids.shape[1] :]
+    )
 
 
 BYPASSED = {
