@@ -49,6 +49,34 @@ def test_an_expert_is_not_touched_when_it_is_done():
             torch.testing.assert_close(open_experts[name][expert], weight[0], rtol=1e-3, atol=1e-4)
 
 
+def test_an_expert_that_is_never_done_keeps_its_best_weights(monkeypatch):
+    """Two samples contradict each other; the edit's own is learned in some steps and, at this rate, lost in others."""
+    tuner, _ = prepared(1, expert_dim=8)
+    own, other = prompts_of(2, seed=5)
+    samples = [Sample(own, [200, 1], len(own) - 1, 0)]
+    samples += [Sample(other, [token, 1], len(other) - 1, 0, own=False) for token in (201, 250)]
+    batch = CachedBatch(tuner.model, tuner.context, samples, PAD)
+    seen, losses = [], training.step_losses
+
+    def record(tuner, name, part):
+        found = losses(tuner, name, part)
+        if len(part.start) == 3:
+            order = part.labels[:, 0].argsort()  # 200, the own one, is the first
+            seen.append([found[0][i].item() for i in order])
+        return found
+
+    monkeypatch.setattr(training, "step_losses", record)
+    outcome = train_experts(tuner, "default", batch, plain(max_steps=60, learning_rate=0.6))
+    monkeypatch.undo()
+    assert outcome.steps == [60]
+    means = [sum(each) / 3 for each in seen if each[0] <= 0.03]
+    assert 0 < len(means) < len(seen)
+    assert outcome.losses == pytest.approx([min(means)])
+    assert seen[-1][0] > 0.03
+    now, _ = step_losses(tuner, "default", batch)
+    assert now.mean().item() == pytest.approx(min(means), rel=1e-3)
+
+
 def test_own_prompts_go_first_and_what_is_learned_waits_for_the_rest(monkeypatch):
     tuner, batch = prepared(2, samples_each=3, expert_dim=8)
     batch.own = torch.tensor([True, True, False, False, False, False])

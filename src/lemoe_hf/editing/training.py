@@ -14,6 +14,8 @@ from .arguments import EditingArguments
 
 # Rows of one forward and backward pass.
 SAMPLES_AT_ONCE = 64
+# What a nat of an edit's own prompt counts, beside one of its other surroundings, until it is learned.
+FIRST_OF_ALL = 1000.0
 
 
 class EditingError(RuntimeError):
@@ -42,7 +44,8 @@ def train_experts(
     Train every open expert on its own samples until the loss of each of them is low enough.
 
     The experts share the forward pass and nothing else: each stops by itself and keeps the weights of that moment, so
-    that an edit turns out the same alone and beside others.
+    that an edit turns out the same alone and beside others. One that is never done keeps its best weights: those with the
+    lowest loss of its own prompts, or, once these are learned, of all samples.
 
     The edits' own prompts go first. Once an expert knows them, all of its samples are looked at, and from then on those
     that are not learned yet are trained, until all are at once: most surroundings come with the first few.
@@ -71,11 +74,12 @@ def train_experts(
     num, expert = len(modules[0]), batch.expert
     own = [weight for module in modules for weight in module.weights().values()]
     final = [weight.detach().clone() for weight in own]
-    losses, steps = [float("nan")] * num, [0] * num
+    losses, best = (torch.full((num,), value, device=expert.device) for value in (torch.nan, torch.inf))
+    steps = [0] * num
     active = torch.ones(num, dtype=torch.bool, device=expert.device)
     pending = batch.own
     latest = torch.zeros_like(expert, dtype=torch.float32)
-    count = torch.bincount(expert, minlength=num)
+    count, own_count = torch.bincount(expert, minlength=num), torch.bincount(expert[batch.own], minlength=num)
     for step in range(arguments.max_steps + 1):
         rows = pending.nonzero().flatten()
         run = torch.bincount(expert[rows], minlength=num)
@@ -92,12 +96,17 @@ def train_experts(
             value = latest[~torch.isfinite(latest)][0].item()
             raise EditingError(f"The loss became {value} after {step} steps.", broken)
         unlearned = torch.bincount(expert[latest > arguments.stop_loss], minlength=num) > 0
-        done = active & ((~unlearned & (run == count)) | (step == arguments.max_steps))
+        learned = ~unlearned & (run == count)
         mean = torch.zeros(num, device=latest.device).index_add(0, expert, latest) / count.clamp(min=1)
-        for i in done.nonzero().flatten().tolist():
-            losses[i], steps[i] = mean[i].item(), step
+        of_own = torch.zeros(num, device=latest.device).index_add(0, expert[batch.own], latest[batch.own])
+        score = mean + FIRST_OF_ALL * (of_own / own_count.clamp(min=1) - arguments.stop_loss).clamp(min=0)
+        keeps = active & (learned | ((run == count) & (score < best)))
+        best, losses = torch.where(keeps, score, best), torch.where(keeps, mean, losses)
         for kept, weight in zip(final, own, strict=True):
-            kept[done] = weight.detach()[done]
+            kept[keeps] = weight.detach()[keeps]
+        done = active & (learned | (step == arguments.max_steps))
+        for i in done.nonzero().flatten().tolist():
+            steps[i] = step
         active = active & ~done
         if not active.any():
             break
@@ -110,7 +119,7 @@ def train_experts(
             weight.copy_(kept)
     for weight in weights:
         weight.grad = None
-    return TrainingOutcome(losses, steps)
+    return TrainingOutcome(losses.tolist(), steps)
 
 
 def step_losses(tuner: LEMoEModel, adapter_name: str, batch: CachedBatch) -> tuple[torch.Tensor, torch.Tensor | float]:
