@@ -15,8 +15,9 @@ from lemoe_hf.structure import UNSUITABLE, find_targets
 @pytest.mark.architectures
 @pytest.mark.parametrize("model_type", WALKED)
 def test_every_habit_holds(model_type, tokenizer):
-    expected = {habit: habit != "generate" or model_type not in GENERATE_OTHERWISE for habit in HABITS}
-    assert dict(walk(model_type, tokenizer)) == expected
+    # What a model generates that contradicts itself is chance.
+    held = {habit for habit, holds in walk(model_type, tokenizer) if holds}
+    assert held | ({"generate"} if model_type in GENERATE_OTHERWISE else set()) == set(HABITS)
 
 
 @pytest.mark.parametrize("model_type", GENERATE_OTHERWISE)

@@ -110,8 +110,10 @@ def page() -> str:
     """The table of the documentation."""
     tokenizer, rows = byte_tokenizer(), []
     for name in sorted(WALKED):
-        found = dict(walk(name, tokenizer))
-        rows.append(f"| {name} | " + " | ".join("yes" if found[habit] else "no" for habit in HABITS) + " |")
+        found = {habit: "yes" if holds else "no" for habit, holds in walk(name, tokenizer)}
+        if name in GENERATE_OTHERWISE:
+            found["generate"] = "(chance)"
+        rows.append(f"| {name} | " + " | ".join(found[habit] for habit in HABITS) + " |")
         logger.info(rows[-1])
     reasons = {**UNSUITABLE, **UNBUILT, **GENERATE_OTHERWISE}
     told = "\n".join(f"- `{name}`: {reason}." for name, reason in sorted(reasons.items()))
@@ -128,7 +130,7 @@ def page() -> str:
 PAGE = """# Architectures
 
 Of the {all} types of causal language models in transformers {version}, {built} can be built as tiny random models. On {walked}
-of them everything below was tried, by `python -m architectures.walk`, which also wrote this page:
+of them everything below was tried, by `cd tests; python -m architectures.walk`, which also wrote this page:
 
 - inject: a new adapter leaves the logits as they are, bit for bit;
 - train: in a plain training loop the loss falls;
@@ -137,7 +139,7 @@ of them everything below was tried, by `python -m architectures.walk`, which als
 - disable: within `disable_adapter()` the logits are the base model's, bit for bit;
 - reload: saved and loaded onto a fresh base model, the logits are the same.
 
-Not so, and why:
+Not built, not edited, or generating otherwise than their own forward pass before any edit, so that the answer is chance:
 
 {told}
 
