@@ -21,8 +21,9 @@ from report import RESULTS, command, device_name, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import EditingArguments, LEMoEConfig, LifelongEditor, read_edits
-from lemoe_hf.editing import activations
+from lemoe_hf.editing import activations, samples
 from lemoe_hf.editing import editor as editor_module
+from lemoe_hf.editing.samples import Sample
 from lemoe_hf.editing.tokens import continuation
 from lemoe_hf.evaluation import teacher_forced, versions
 from lemoe_hf.generation import pad_right
@@ -72,15 +73,15 @@ def replaced(owner, name: str, value):
         setattr(owner, name, own)
 
 
-def every_prompt_is_own(prompt, target, start, expert, own=True) -> activations.Sample:
-    return activations.Sample(prompt, target, start, expert)
+def every_prompt_is_own(prompt, target, start, expert, own=True) -> Sample:
+    return Sample(prompt, target, start, expert)
 
 
 # What is taken away, the arguments, and what is replaced in the package meanwhile.
 ABLATIONS = [
     ("nothing", {}, []),
     ("short averages: betas of 0.9 and 0.999", {"betas": (0.9, 0.999)}, []),
-    ("own prompts first", {}, [(editor_module, "Sample", every_prompt_is_own)]),
+    ("own prompts first", {}, [(samples, "Sample", every_prompt_is_own)]),
     ("the template's tokens run once", {}, [(activations, "SHARED_PREFIX", 10**9)]),
     ("logits left out of the frozen pass", {}, [(activations, "first_column_only", nullcontext)]),
     ("reuse of what is frozen", {}, [(editor_module, "reusable_columns", lambda *args: 0)]),

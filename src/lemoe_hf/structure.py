@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from typing import Any
@@ -166,3 +167,8 @@ def fingerprint(model: nn.Module) -> str:
         if isinstance(value, (int, str)):
             shape[name] = value
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def accepted_by(root: nn.Module) -> set[str]:
+    """Names of what a forward pass can be given."""
+    return set(inspect.signature(root.forward).parameters)

@@ -4,7 +4,8 @@ import torch
 from facts import learner, plain
 from lemoe_hf import EditingError
 from lemoe_hf.editing import training
-from lemoe_hf.editing.activations import CachedBatch, Sample
+from lemoe_hf.editing.activations import CachedBatch
+from lemoe_hf.editing.samples import Sample
 from lemoe_hf.editing.training import step_losses, train_experts
 from tiny import PAD, adapter_state, assert_same, prompts_of, put_edits
 

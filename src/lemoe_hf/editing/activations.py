@@ -9,12 +9,8 @@ target.
 from __future__ import annotations
 
 import copy
-import inspect
-import logging
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -27,28 +23,7 @@ from ..routing.context import RoutingContext
 from ..routing.route import Route
 from ..tuners.lemoe.layer import LEMoELayer
 from .hooks import first_column_only, only_targets, replaced_forward
-
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """
-    One text to train on.
-
-    Args:
-        prompt (`list[int]`), target (`list[int]`): Tokens.
-        start (`int`): Column from which on the expert acts, within the prompt.
-        expert (`int`): Which of the experts in training learns it.
-        own (`bool`): The edit's own prompt, rather than one of its other surroundings.
-    """
-
-    prompt: list[int]
-    target: list[int]
-    start: int
-    expert: int
-    own: bool = True
+from .samples import Sample
 
 
 # Fewer tokens than this that all texts of a batch begin with are not worth a forward pass of their own.
@@ -73,6 +48,7 @@ class CachedBatch:
 
     def __init__(self, root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int, reuse: bool = True):
         self.root, self.context, self.reuse = root, context, reuse
+        self.takes_positions = "position_ids" in structure.accepted_by(root)
         device = root.get_input_embeddings().weight.device
         ids, mask = pad_right([sample.prompt + sample.target for sample in samples], pad, device)
         length = mask.sum(1)
@@ -236,7 +212,7 @@ class CachedBatch:
         """Logits of shape `(n, v)` at the `n` target tokens of all samples, one sample after the other."""
         if not self.reuse:
             # Positions are told, as `generate` does: RoBERTa would count them otherwise.
-            positions = {"position_ids": self.position} if "position_ids" in accepted_by(self.root) else {}
+            positions = {"position_ids": self.position} if self.takes_positions else {}
             with self.context.pinned(routes):
                 output = self.root(input_ids=self.ids, attention_mask=self.valid.long(), **positions, use_cache=False)
             return output.logits[:, -self.ids.shape[1] :][self.is_target]  # CPM-Ant has columns of its own before
@@ -261,11 +237,6 @@ class CachedBatch:
         return torch.zeros_like(self.start, dtype=loss.dtype).index_add(0, row, loss) / self.is_target.sum(1)
 
 
-def accepted_by(root: nn.Module) -> set[str]:
-    """Names of what a forward pass can be given."""
-    return set(inspect.signature(root.forward).parameters)
-
-
 def put(layer: DynamicLayer, name: str, tensor: torch.Tensor) -> None:
     """Give a layer of a cache other keys or values."""
     setattr(layer, name, tensor)
@@ -281,33 +252,3 @@ def stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
     width = max(tensor.shape[dim] for tensor in tensors)
     behind = [0, 0] * (tensors[0].dim() - 1 - dim)
     return torch.cat([F.pad(tensor, [*behind, 0, width - tensor.shape[dim]]) for tensor in tensors])
-
-
-def reusable_columns(root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int) -> float:
-    """
-    Up to how many columns, cached ones and those of a step, reusing what is frozen gives the base model's own logits.
-
-    There is no bound for decoders whose only memory is a cache of keys and values, and the attention window where they
-    have one. It is 0 for state-space models, and where layers hand each other more than hidden states. A few samples are
-    run in both ways to find out; a model that cannot go on from a cache of ours says so in its own way.
-    """
-    if root.get_output_embeddings() is None or not {"past_key_values", "position_ids"} <= accepted_by(root):
-        return 0
-    plain = CachedBatch(root, context, samples, pad, reuse=False)
-    with torch.no_grad():
-        expected = plain.logits({})
-        try:
-            cached = CachedBatch(root, context, samples, pad)
-            logits = cached.logits({})
-        except Exception as error:
-            logger.info("Nothing frozen is reused in %s: %r", type(root).__name__, error)
-            return 0
-    if cached.cache is None:
-        return 0
-    windows = [layer.sliding_window for layer in cached.cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
-    bound = min(windows, default=math.inf)
-    if cached.past.shape[1] + cached.ids.shape[1] >= bound:
-        return 0
-    tolerance = 1e-3 if logits.dtype == torch.float32 else 5e-2
-    same = logits.shape == expected.shape and bool((logits - expected).abs().max() <= tolerance * expected.abs().max())
-    return bound if same else 0

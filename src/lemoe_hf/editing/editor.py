@@ -17,21 +17,22 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..data.edit import Edit
-from ..data.reference import reference_prompts
 from ..generation import answers, evaluating, pad_right
 from ..routing.anchors import Anchor
 from ..routing.relations import Relations
 from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
-from .activations import CachedBatch, Sample, reusable_columns
+from .activations import CachedBatch
 from .arguments import EditingArguments
 from .explanation import Explanation, explain
-from .hooks import recorded
 from .parallel import processes, train_by_all_processes
 from .push import push_model
 from .relations import fit_relations, keys_of
 from .result import EditResult
+from .reuse import reusable_columns
+from .samples import Sample, samples_of
 from .save import save_adapter
+from .scale import output_scale
 from .tokens import Calibration, TokenizedEdit, tokenize_edit
 from .training import EditingError, TrainingOutcome, train_experts
 
@@ -191,7 +192,7 @@ class LifelongEditor:
             self._calibration = Calibration(self.tokenizer)
         with evaluating(self.root):
             if self.config.normalize and self.config.output_scale is None:
-                self.config.output_scale = self._output_scale()
+                self.config.output_scale = output_scale(self.root, self.tuner.context, self._lead, self.tokenizer)
             if self._relations is not None and not self._relations.is_fitted:
                 fit_relations(self._relations, self.root, self.tuner.context, self.adapter_name, self.tokenizer)
 
@@ -200,21 +201,6 @@ class LifelongEditor:
         """What tells edits of one subject apart; `None` where the config does not ask for it, or the model cannot."""
         has_any = self.adapter_name in self._lead.lemoe_relations and self.tuner.context.taps[self.adapter_name]
         return self._lead.lemoe_relations[self.adapter_name] if has_any else None
-
-    def _output_scale(self) -> float:
-        """Mean absolute value of what the bypassed module adds to the residual stream, on a few reference prompts."""
-        sequences = self.tokenizer(list(reference_prompts()[:16]))["input_ids"]
-
-        def passed(outputs: bool) -> tuple[torch.Tensor, torch.Tensor]:
-            modules, pad = [self._lead.base_layer], self.tokenizer.pad_token_id
-            ((_, _, mask, (states,)),) = recorded(self.root, self.tuner.context, modules, sequences, pad, outputs)
-            return mask.bool(), states
-
-        mask, added = passed(outputs=True)
-        if self._lead.is_block:
-            added = added - passed(outputs=False)[1]
-        # Some models keep more columns than there are tokens, or all in one row: they count as they are.
-        return (added[mask] if added.shape[:2] == mask.shape else added).abs().float().mean().item()
 
     def _plan(self, edits: list[Edit]) -> Iterable[Step]:
         """Group edits: side by side, or as they fill one expert after the other."""
@@ -286,7 +272,7 @@ class LifelongEditor:
                 layer.open_experts(name, len(tokenized) if alone else 1, self.arguments.seed)
         if alone and name in layers[0].lemoe_router:
             layers[0].open_keys(name, len(tokenized))
-        batch = self._batch([self._samples(item, i if alone else 0) for i, item in enumerate(tokenized)])
+        batch = self._batch(self._samples(tokenized))
         return train_experts(self.tuner, name, batch, self.arguments), batch
 
     def _replay(self, step: Step) -> list[TokenizedEdit]:
@@ -296,18 +282,12 @@ class LifelongEditor:
             latest.pop(edit.prompt.strip(), None)
         return self._check(list(latest.values())) if latest else []
 
-    def _samples(self, item: TokenizedEdit, expert: int) -> list[Sample]:
-        """An edit's texts to train on: its prompt, and its other surroundings."""
+    def _samples(self, tokenized: list[TokenizedEdit]) -> list[list[Sample]]:
+        """What every edit is trained on, in an expert for each or in one for all."""
         ends = self.arguments.end_of_sequence and self.tokenizer.eos_token_id is not None
         end = [self.tokenizer.eos_token_id] if ends else []
-        anywhere = self.config.routing == "kv_anchor"
-        own = Sample(item.prompt, item.target + end, 0 if anywhere else item.start, expert)
-        others = [
-            # Elsewhere an expert acts from where its edit was asked for, which is the end of a prompt.
-            Sample(prompt, target + end if is_whole else target, 0 if anywhere else len(prompt) - 1, expert, own=False)
-            for prompt, target, is_whole in item.contexts
-        ]
-        return [own, *others]
+        alone, anywhere = self.config.edits_per_expert == 1, self.config.routing == "kv_anchor"
+        return [samples_of(item, i if alone else 0, end, anywhere) for i, item in enumerate(tokenized)]
 
     def _batch(self, samples: list[list[Sample]]) -> CachedBatch:
         """Run the frozen part on the texts of several edits."""

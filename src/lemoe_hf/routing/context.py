@@ -165,13 +165,15 @@ class RoutingContext:
         inputs = kwargs if not args else {"input_ids": args[0], **kwargs}
         tokens = inputs.get("input_ids")
         tokens = inputs.get("inputs_embeds") if tokens is None else tokens
-        if tokens is None or not hasattr(root, "get_input_embeddings"):
+        if not hasattr(root, "get_input_embeddings"):  # no model of texts
             self.routes = {
-                name: layer.route_all(name)  # of no text
+                name: layer.route_all(name)
                 for layer in self.layers
                 for name in layer.lemoe_anchors
                 if name in layer.active_adapters
             }
+        elif tokens is None:
+            self.routes = None
         elif inputs.get("state") is not None and tokens.shape[1] == 1:
             # RWKV hands its state on as a plain list, which keeps no routes: they are those of the call of `generate`.
             rows = tokens.shape[0]

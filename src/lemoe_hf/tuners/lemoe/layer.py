@@ -5,8 +5,6 @@ Axes: `b` batch, `t` tokens, `s` slots of the route, `e` experts, `d` hidden siz
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +24,8 @@ from ...routing.route import Route
 from ...routing.training_batch import prompts_in_training
 from .config import LEMoEConfig
 from .experts import Experts
-from .ledger import Bytes
+from .ledger import Bytes, lines_of
+from .sizes import write_sizes
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -234,87 +233,13 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
     def store(self, adapter_name: str, anchors: list[Anchor], entries: list[dict]) -> None:
         """Append anchors and lines of the ledger."""
         self.lemoe_anchors[adapter_name].add(anchors)
-        self.lemoe_ledger[adapter_name].append(
-            "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-        )
-        self.write_sizes(adapter_name)
+        self.lemoe_ledger[adapter_name].append(lines_of(entries))
+        write_sizes(self, adapter_name)
 
     def remember(self, adapter_name: str, edits: list[int], embedded: torch.Tensor, is_question: torch.Tensor) -> None:
         """Append keys of edits, as [`Relations.add`] does: from now on they act only where they are asked for."""
         self.lemoe_relations[adapter_name].add(edits, embedded, is_question)
-        self.write_sizes(adapter_name)
-
-    # ------------------------------------------------------------------------------------------------------------- sizes
-
-    def write_sizes(self, adapter_name: str) -> None:
-        """Write the sizes of everything stored to the config, from which a loader makes room before it reads."""
-        config, anchors = self.configs[adapter_name], self.lemoe_anchors[adapter_name]
-        config.num_experts = len(self.lemoe_bank[adapter_name])
-        config.num_open_experts = len(self.lemoe_open[adapter_name])
-        config.num_anchors, config.num_anchor_tokens = len(anchors), len(anchors.tokens)
-        config.num_ledger_bytes = len(self.lemoe_ledger[adapter_name].bytes)
-        if adapter_name in self.lemoe_relations:
-            relations = self.lemoe_relations[adapter_name]
-            stored = (relations.mean, relations.cohort, relations.marks, relations.stops, relations.keys)
-            for name, tensor in zip(Relations.sizes, stored, strict=True):
-                setattr(config, name, len(tensor))
-        if adapter_name in self.lemoe_router_bank:
-            config.num_router_anchors = len(self.lemoe_router_bank[adapter_name].anchors)
-
-    def _stored(self, adapter_name: str) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:
-        """Everything that is saved of an adapter: its module, its key within this layer, its name and the tensor."""
-        for container in self.adapter_layer_names + self.other_param_names:
-            if adapter_name in getattr(self, container):
-                module = getattr(self, container)[adapter_name]
-                for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-                    yield module, f"{container}.{adapter_name}.{name}", name, tensor
-
-    def check(self, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
-        """
-        Check a state dict, with keys relative to this layer, before anything of it is loaded.
-
-        Raises:
-            ValueError: If a tensor is missing, made for another model, or does not go with the others.
-        """
-        for _, key, _, tensor in self._stored(adapter_name):
-            saved, named = state_dict.get(key), key.replace(f".{adapter_name}.", ".")
-            if saved is None:
-                raise ValueError(
-                    f"The adapter's weights lack {named}: the file is damaged, or belongs to another method. It holds "
-                    f"{sorted(state_dict)[:8] or 'nothing for this layer'}."
-                )
-            if tensor.dim() != saved.dim() or (tensor.dim() == 3 and tensor.shape[1:] != saved.shape[1:]):
-                raise ValueError(
-                    f"The adapter's {named} has the shape {tuple(saved.shape)}, where this model needs "
-                    f"{tuple(tensor.shape)}: it was made for another hidden size or `expert_dim`. Load the base model it "
-                    f"was made for."
-                )
-        for container in ("lemoe_open", "lemoe_bank"):
-            names = getattr(self, container)[adapter_name].names
-            sizes = {name: len(state_dict[f"{container}.{adapter_name}.{name}"]) for name in names}
-            if len(set(sizes.values())) > 1:
-                raise ValueError(
-                    f"The adapter's weights are damaged: {container} has unequal numbers of experts, {sizes}."
-                )
-        if adapter_name in self.lemoe_anchors:
-            for container, kind in (("lemoe_anchors", Anchors), ("lemoe_relations", Relations)):
-                prefix = f"{container}.{adapter_name}."
-                stored = {
-                    key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)
-                }
-                if stored:
-                    kind.check(stored)
-
-    def fit_to(self, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
-        """Resize every tensor of an adapter to what a state dict, with keys relative to this layer, holds for it."""
-        for module, key, name, tensor in list(self._stored(adapter_name)):
-            if tensor.shape != state_dict[key].shape:
-                resized = tensor.new_zeros(state_dict[key].shape)
-                if isinstance(tensor, nn.Parameter):
-                    resized = nn.Parameter(resized, requires_grad=tensor.requires_grad)
-                setattr(module, name, resized)
-        if adapter_name in self.lemoe_anchors:
-            self.write_sizes(adapter_name)
+        write_sizes(self, adapter_name)
 
     # ----------------------------------------------------------------------------------------------------------- forward
 
@@ -354,7 +279,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         if route.uses_open:
             delta = delta + experts(x, (route.experts - route.num_committed).clamp(min=0), gates * is_open)
         delta = delta * (config.lam * (config.output_scale or 1.0))
-        base = hidden.view(*columns, -1)  # a mixture of experts may return its tokens in one row
+        base = hidden.reshape(*columns, -1)  # a mixture of experts may return its tokens in one row
         # A deferred token keeps the base model's bits, which adding a zero would not grant.
         edited = torch.where((gates != 0).any(1)[..., None], base + delta.to(base.dtype), base).view_as(hidden)
         return edited if isinstance(output, torch.Tensor) else (edited, *output[1:])

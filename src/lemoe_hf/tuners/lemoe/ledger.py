@@ -43,6 +43,11 @@ def entries_of(text: str) -> list[dict]:
     return [json.loads(line) for line in text.split("\n") if line]  # texts may hold other line separators
 
 
+def lines_of(entries: list[dict]) -> str:
+    """A ledger's text."""
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+
+
 def read_ledger(path: Path) -> list[dict]:
     """
     The ledger of a saved adapter, from its weights, without the base model.
@@ -71,7 +76,7 @@ def withhold_texts(path: Path) -> int:
     """
     kept = [{"id": entry["id"], "expert": entry["expert"]} for entry in read_ledger(path)]
     ledger = Bytes()
-    ledger.append("".join(json.dumps(entry) + "\n" for entry in kept))
+    ledger.append(lines_of(kept))
     tensors = load_file(path)
     save_file(
         {key: ledger.bytes if key.endswith(KEY) else tensor for key, tensor in tensors.items()}, path, {"format": "pt"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -21,6 +20,8 @@ from ...routing.relations import TAPS
 from .config import LEMoEConfig
 from .layer import LEMoELayer
 from .ledger import entries_of
+from .sizes import check, fit_to
+from .undo import remove_edit
 
 
 class LEMoEModel(BaseTuner):
@@ -185,9 +186,9 @@ class LEMoEModel(BaseTuner):
             if adapter_name in layer.lemoe_bank
         }
         for name, tensors in own.items():  # all of them before the first is resized: an error changes nothing
-            layers[name].check(adapter_name, tensors)
+            check(layers[name], adapter_name, tensors)
         for name, tensors in own.items():
-            layers[name].fit_to(adapter_name, tensors)
+            fit_to(layers[name], adapter_name, tensors)
         return state_dict
 
     # ----------------------------------------------------------------------------------------------- experts and ledger
@@ -279,30 +280,4 @@ class LEMoEModel(BaseTuner):
                 f"The adapter {name!r} has `deferral=False`: its router would send the prompt to an expert all the same, and "
                 f"the edit cannot be undone. Edit the prompt again, or use `deferral=True`."
             )
-        entries = self.ledger(name)
-        removed = next((entry for entry in entries if entry["id"] == edit), None)
-        if removed is None:
-            raise KeyError(f"There is no edit {edit}; the ledger has {[entry['id'] for entry in entries][-20:]}.")
-        entries.remove(removed)
-        layers = self.lemoe_layers(name)
-        anchors, expert = layers[0].lemoe_anchors[name], removed["expert"]
-        anchors.remove(edit)
-        if name in layers[0].lemoe_relations:
-            layers[0].lemoe_relations[name].remove(edit)
-        is_committed = expert < len(layers[0].lemoe_bank[name])
-        if (
-            is_committed
-            and self.peft_config[name].routing == "nearest_anchor"
-            and not (anchors.expert == expert).any()
-        ):
-            for layer in layers:
-                layer.remove_expert(name, expert)
-            anchors.expert = torch.where(anchors.expert > expert, anchors.expert - 1, anchors.expert)
-            for entry in entries:
-                entry["expert"] -= entry["expert"] > expert
-        if not is_committed and not self.has_open_edits(name):
-            for layer in layers:
-                layer.open_experts(name, 1)  # the next edit must not start from what was taken back
-        layers[0].lemoe_ledger[name].text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-        layers[0].write_sizes(name)
-        return removed
+        return remove_edit(self.lemoe_layers(name), name, edit)

@@ -1,0 +1,88 @@
+"""Sizes of what an adapter has stored: they grow with its edits, and whoever loads it makes room before it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ...routing.anchors import Anchors
+from ...routing.relations import Relations
+
+
+if TYPE_CHECKING:
+    from .layer import LEMoELayer
+
+
+def write_sizes(layer: LEMoELayer, adapter_name: str) -> None:
+    """Write the sizes of everything stored to the config, from which a loader makes room before it reads."""
+    config, anchors = layer.configs[adapter_name], layer.lemoe_anchors[adapter_name]
+    config.num_experts = len(layer.lemoe_bank[adapter_name])
+    config.num_open_experts = len(layer.lemoe_open[adapter_name])
+    config.num_anchors, config.num_anchor_tokens = len(anchors), len(anchors.tokens)
+    config.num_ledger_bytes = len(layer.lemoe_ledger[adapter_name].bytes)
+    if adapter_name in layer.lemoe_relations:
+        relations = layer.lemoe_relations[adapter_name]
+        tensors = (relations.mean, relations.cohort, relations.marks, relations.stops, relations.keys)
+        for name, tensor in zip(Relations.sizes, tensors, strict=True):
+            setattr(config, name, len(tensor))
+    if adapter_name in layer.lemoe_router_bank:
+        config.num_router_anchors = len(layer.lemoe_router_bank[adapter_name].anchors)
+
+
+def stored(layer: LEMoELayer, adapter_name: str) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:
+    """Everything that is saved of an adapter: its module, its key within the layer, its name and the tensor."""
+    for container in layer.adapter_layer_names + layer.other_param_names:
+        if adapter_name in getattr(layer, container):
+            module = getattr(layer, container)[adapter_name]
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                yield module, f"{container}.{adapter_name}.{name}", name, tensor
+
+
+def check(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+    """
+    Check a state dict, with keys relative to the layer, before anything of it is loaded.
+
+    Raises:
+        ValueError: If a tensor is missing, made for another model, or does not go with the others.
+    """
+    for _, key, _, tensor in stored(layer, adapter_name):
+        saved, named = state_dict.get(key), key.replace(f".{adapter_name}.", ".")
+        if saved is None:
+            raise ValueError(
+                f"The adapter's weights lack {named}: the file is damaged, or belongs to another method. It holds "
+                f"{sorted(state_dict)[:8] or 'nothing for this layer'}."
+            )
+        if tensor.dim() != saved.dim() or (tensor.dim() == 3 and tensor.shape[1:] != saved.shape[1:]):
+            raise ValueError(
+                f"The adapter's {named} has the shape {tuple(saved.shape)}, where this model needs "
+                f"{tuple(tensor.shape)}: it was made for another hidden size or `expert_dim`. Load the base model it "
+                f"was made for."
+            )
+    for container in ("lemoe_open", "lemoe_bank"):
+        names = getattr(layer, container)[adapter_name].names
+        sizes = {name: len(state_dict[f"{container}.{adapter_name}.{name}"]) for name in names}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"The adapter's weights are damaged: {container} has unequal numbers of experts, {sizes}."
+            )
+    if adapter_name in layer.lemoe_anchors:
+        for container, kind in (("lemoe_anchors", Anchors), ("lemoe_relations", Relations)):
+            prefix = f"{container}.{adapter_name}."
+            own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+            if own:
+                kind.check(own)
+
+
+def fit_to(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+    """Resize every tensor of an adapter to what a state dict, with keys relative to the layer, holds for it."""
+    for module, key, name, tensor in list(stored(layer, adapter_name)):
+        if tensor.shape != state_dict[key].shape:
+            resized = tensor.new_zeros(state_dict[key].shape)
+            if isinstance(tensor, nn.Parameter):
+                resized = nn.Parameter(resized, requires_grad=tensor.requires_grad)
+            setattr(module, name, resized)
+    if adapter_name in layer.lemoe_anchors:
+        write_sizes(layer, adapter_name)
