@@ -31,7 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lifelong import AT_ONCE, FIRST, drawn, measured_on, without_edited_neighbours
+from lifelong import AT_ONCE, FIRST, drawn, first_hundred, measured_on, without_edited_neighbours
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from report import RESULTS, command, write
@@ -98,6 +98,7 @@ def main() -> None:
         "num_edits": len(edits),
         "measured_on": measured_on(sample, extras, questions),
         "measures": measures,
+        "first_hundred": made.first_hundred,
         "cpu_seconds_per_edit": made.cost.pop("cpu_seconds_per_edit"),
         "cost": made.cost,
         "tuning": tuning,
@@ -129,7 +130,7 @@ def make(args: argparse.Namespace, tokenizer, edits: list[Edit], setting: float 
     model = get_peft_model(base, peft_config("ffn", base)).eval()
     if args.baseline == "retrieval":
         return Retrieved(model, tokenizer, args.work, edits, setting)
-    return Edited(model, tokenizer, args.work, {"cpu_seconds_per_edit": 0.0}, [])
+    return Edited(model, tokenizer, args.work, {"cpu_seconds_per_edit": 0.0})
 
 
 class Edited:
@@ -139,10 +140,20 @@ class Edited:
     Args:
         cost (`dict`): Of the edits.
         reliability (`list[float]`): Of the first edits, right after they were made.
+        first_hundred (`dict[str, float]`, *optional*): Reliability of the first hundred, after so many edits.
     """
 
-    def __init__(self, model: PeftModel, tokenizer, work: Path, cost: dict, reliability: list[float]):
-        self.model, self.tokenizer, self.work, self.cost, self.reliability = model, tokenizer, work, cost, reliability
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer,
+        work: Path,
+        cost: dict,
+        reliability: Sequence[float] = (),
+        first_hundred: dict[str, float] | None = None,
+    ):
+        self.model, self.tokenizer, self.work = model, tokenizer, work
+        self.cost, self.reliability, self.first_hundred = cost, reliability, first_hundred
 
     def measures(self, edits: Sequence[Edit]) -> dict[str, float]:
         return self.taken(EditEvaluator(edits, AT_ONCE, work=self.work))
@@ -186,7 +197,7 @@ def fine_tuned(
         made = json.loads(log.read_text())
         model = PeftModel.from_pretrained(base, str(run / f"adapter_{made['num']}"), is_trainable=True)
     else:
-        made = {"num": 0, "seconds": 0.0, "forward": 0.0, "reliability": []}
+        made = {"num": 0, "seconds": 0.0, "forward": 0.0, "reliability": [], "first_hundred": {}}
         torch.manual_seed(0)
         model = get_peft_model(base, peft_config(args.baseline, base))
     for first in range(made["num"], len(edits), args.step):
@@ -199,6 +210,7 @@ def fine_tuned(
         made["num"] = first + len(new)
         if first < FIRST:
             made["reliability"] += reliability(model, tokenizer, new[: FIRST - first], args.work)
+        made["first_hundred"][str(made["num"])] = first_hundred(model, tokenizer, edits[: made["num"]])
         print(f"{made['num']} edits, {made['seconds'] / made['num']:.3f} s an edit", flush=True)
         model.save_pretrained(run / f"adapter_{made['num']}")
         log.write_text(json.dumps(made))
@@ -211,7 +223,7 @@ def fine_tuned(
         "learning_rate": learning_rate,
         "trained_parameters": model.get_nb_trainable_parameters()[0],
     }
-    return Edited(model.eval(), tokenizer, args.work, cost, made["reliability"])
+    return Edited(model.eval(), tokenizer, args.work, cost, made["reliability"], made["first_hundred"])
 
 
 def train(model, tokenizer, edits: Sequence[Edit], passes: int, learning_rate: float, seed: int) -> None:
@@ -246,7 +258,7 @@ class Retrieved(Edited):
     """
 
     def __init__(self, model: PeftModel, tokenizer, work: Path, edits: Sequence[Edit], threshold: float):
-        super().__init__(model, tokenizer, work, {}, [])
+        super().__init__(model, tokenizer, work, {})
         self.threshold, began = threshold, time.process_time()
         self.edits = list({edit.prompt: edit for edit in edits}.values())  # the latest of a prompt
         self.subjects = [words(edit.subject) if edit.subject else None for edit in self.edits]

@@ -134,6 +134,12 @@ def drawn(rows: list, num: int, seed: int) -> list:
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), min(num, len(rows))))]
 
 
+def first_hundred(model, tokenizer, edits: list[Edit]) -> float:
+    """Reliability of the first hundred edits."""
+    prompts, targets = [edit.prompt for edit in edits[:FIRST]], [edit.target_new for edit in edits[:FIRST]]
+    return statistics.mean(teacher_forced(model, tokenizer, prompts, targets))
+
+
 def started(args: argparse.Namespace, tokenizer) -> tuple[LifelongEditor, dict]:
     """An editor with the edits that were made before, if any, and what was noted of them."""
     base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
