@@ -10,9 +10,9 @@ copied into this repository. The models that they take from the Hub are made her
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,8 +32,7 @@ def fetch(folder: Path) -> Path:
     if not source.is_dir():
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(folder)]
         subprocess.run([*pip, f"peft=={version('peft')}"], check=True)
-        with tarfile.open(f"{source}.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
+        shutil.unpack_archive(f"{source}.tar.gz", folder)
         (source / "tests" / "__init__.py").touch()
         (source / "pytest.ini").touch()  # options of PEFT's own are not asked for
     return source
