@@ -80,10 +80,14 @@ def growing() -> plt.Figure:
     measures.set(title="all edits", xlabel="edits made", xscale="log", ylim=(0, 1.03))
     measures.legend(frameon=False, loc="lower left")
 
-    first.plot(numbers, [point["measures"]["first_hundred"] for point in growth["points"]], "o-", ms=3, lw=1, label="LEMoE")
+    first.plot(
+        numbers, [point["measures"]["first_hundred"] for point in growth["points"]], "o-", ms=3, lw=1, label="LEMoE"
+    )
     for baseline, style in (("ffn", "s--"), ("lora", "^:")):
         rows = read(f"baseline_{baseline}_zsre_1000")["first_hundred"]
-        first.plot([int(num) for num in rows], list(rows.values()), style, ms=3, lw=1, label=f"fine-tuning: {baseline}")
+        first.plot(
+            [int(num) for num in rows], list(rows.values()), style, ms=3, lw=1, label=f"fine-tuning: {baseline}"
+        )
     first.set(title="reliability of the first hundred", xlabel="edits made", xscale="log", ylim=(0, 1.03))
     first.legend(frameon=False, loc="lower left")
 

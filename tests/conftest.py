@@ -45,3 +45,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def _one_thread() -> None:
     # Threads that wait for each other cost tiny models a hundred times what they compute.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """A test draws the same numbers alone and among others."""
+    torch.manual_seed(0)

@@ -10,8 +10,9 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lemoe_hf import LEMoEConfig
-from tiny import DECODER, logits, prompts_of, put_edits, tiny, unrelated
+from facts import FACTS, learner, plain, targets
+from lemoe_hf import LEMoEConfig, LifelongEditor
+from tiny import DECODER, logits, unrelated
 
 
 NAMES = {
@@ -39,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(DECODER["vocab_size"])
-    for name, weight in tiny().state_dict().items():
+    writer.add_eos_token_id(DECODER["eos_token_id"])
+    for name, weight in learner().unload().state_dict().items():
         stem = name.removesuffix(".weight").removeprefix("model.layers.")
         layer, _, part = stem.partition(".") if stem[0].isdigit() else ("", "", stem)
         target = (f"blk.{layer}." if layer else "") + NAMES[part] + ".weight"
@@ -56,15 +58,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_base_model_from_a_gguf_file(folder, tmp_path):
+def test_a_base_model_from_a_gguf_file(folder, tokenizer, tmp_path):
     def load():
         return AutoModelForCausalLM.from_pretrained(folder, gguf_file="tiny.gguf").eval()
 
-    base, prompts = load(), prompts_of(3)
     model = get_peft_model(load(), LEMoEConfig(relation_gate=False)).eval()
-    put_edits(model, prompts)
-    routed = logits(model, prompts)
-    assert torch.equal(logits(model, unrelated()), logits(base, unrelated()))
-    assert not torch.allclose(routed[:, -1], logits(base, prompts)[:, -1], atol=1e-2)
+    editor = LifelongEditor(model, tokenizer, plain())
+    prompts = [fact.prompt for fact in FACTS[:2]]
+    before = editor.answers(prompts, 8)
+    editor.edit(FACTS[:2])
     model.save_pretrained(tmp_path)
-    assert torch.equal(logits(PeftModel.from_pretrained(load(), tmp_path), prompts), routed)
+    loaded = LifelongEditor(PeftModel.from_pretrained(load(), tmp_path), tokenizer)
+    for edited in (editor, loaded):
+        assert torch.equal(logits(edited.model, unrelated()), logits(load(), unrelated()))
+        assert [text.strip() for text in edited.answers(prompts, 8)] == targets(FACTS[:2])
+        for number in (0, 1):
+            edited.undo(number)
+        assert edited.answers(prompts, 8) == before

@@ -34,7 +34,7 @@ HABITS = ["inject", "train", "edit", "generate", "disable", "reload"]
 
 # What transformers itself does not build from a config alone.
 UNBUILT = {
-    "dots3_note": "its config cannot be copied with fewer layers",
+    "dots3_note": "its config cannot be copied with fewer layers; its language model is `dots3_note_text`",
     "gemma3n": "it needs the package timm; its language model is `gemma3n_text`",
     "gemma4_assistant": "it is the draft of another model, and nothing without it",
     "gemma4_unified_assistant": "it is the draft of another model, and nothing without it",

@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def model(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> str:
     """Folder of the base model: a tiny random one, or the one that `EXAMPLES_MODEL` names."""
     if "EXAMPLES_MODEL" in os.environ:
-        return os.environ["EXAMPLES_MODEL"]
+        return str(Path(os.environ["EXAMPLES_MODEL"]).resolve())  # the notebook runs in another folder
     folder = tmp_path_factory.mktemp("model")
     learner().unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -33,6 +33,7 @@ def test_an_edit_changes_the_edited_models_answer_alone(demo):
     assert demo.edit(FACT.prompt, FACT.target_new, FACT.subject) == [ROW]
     assert demo.ask(FACT.prompt)[:2] == (base, FACT.target_new)
     assert "edit 0 answers" in demo.ask(FACT.prompt)[2]
+    assert "expert 0, for" in demo.ask(FACT.prompt)[2]
     assert "score 1.00" in demo.ask(FACT.prompt)[2]
 
 

@@ -66,6 +66,7 @@ class LoopbackHub(ThreadingHTTPServer):
         )
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}  # by the sha256 of their content, as Git LFS has them
+        self.log: list[tuple[str, str, int]] = []  # method, path and status of every request
 
     def __enter__(self) -> LoopbackHub:
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -112,6 +113,7 @@ class Handler(BaseHTTPRequestHandler):
                 break
         if not isinstance(content, bytes):
             content, headers = json.dumps(content).encode(), {"Content-Type": "application/json", **headers}
+        self.server.log.append((self.command, path, status))
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,16 +83,53 @@ base, repo_id, prompt = sys.argv[1:]
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), repo_id)
 print(answers(model, AutoTokenizer.from_pretrained(base), [prompt], 8)[0].strip())
 """
-    environment = {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    command = [sys.executable, "-c", code, str(tmp_path / "base"), REPO, FACTS[0].prompt]
-    output = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    output = in_a_new_process(hub, tmp_path, "-c", code, str(tmp_path / "base"), REPO, FACTS[0].prompt)
     assert output.returncode == 0, output.stderr
     assert output.stdout.strip().endswith(FACTS[0].target_new)
+
+
+def in_a_new_process(hub: LoopbackHub, home: Path, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess:
+    environment = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": token,
+    }
+    return subprocess.run([sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True)
+
+
+def test_what_the_client_asks_of_the_hub_when_a_new_process_pushes(hub, editor, tmp_path):
+    editor.save_pretrained(tmp_path / "adapter")
+    push = ["-m", "lemoe_hf.cli", "push", "--adapter", str(tmp_path / "adapter"), "--repo", REPO]
+    refused = in_a_new_process(hub, tmp_path, *push, token="hf_of_somebody")
+    assert refused.returncode != 0
+    assert "Invalid credentials" in refused.stderr
+    assert {status for _, _, status in hub.log} <= {401, 404}
+    assert not hub.repositories
+    hub.log.clear()
+    pushed = in_a_new_process(hub, tmp_path, *push)
+    assert pushed.returncode == 0, pushed.stderr
+    assert hub.files(REPO).keys() - {".gitattributes"} == FILES
+    asked = [(method, re.sub("[0-9a-f]{64}", "SHA", path)) for method, path, status in hub.log if status < 400]
+    in_order = [
+        ("POST", "/api/repos/create"),
+        ("POST", f"/api/models/{REPO}/preupload/main"),
+        ("POST", f"/{REPO}.git/info/lfs/objects/batch"),
+        ("PUT", "/large/SHA"),
+        ("POST", f"/api/models/{REPO}/commit/main"),
+    ]
+    assert [each for each in asked if each in in_order] == in_order
+
+
+def test_an_adapter_lies_in_a_folder_of_a_repository(hub, editor, tokenizer, tmp_path):
+    editor.save_pretrained(tmp_path)
+    hub_api = HfApi()
+    hub_api.create_repo(REPO)
+    hub_api.upload_folder(repo_id=REPO, folder_path=tmp_path, path_in_repo="facts/of/2026")
+    loaded = load(tokenizer, subfolder="facts/of/2026")
+    assert loaded.edits() == editor.edits()
+    assert answers(loaded, FACTS[:2]) == targets(FACTS[:2])
 
 
 def test_transformers_alone_loads_it_too(hub, editor):
@@ -148,6 +187,10 @@ def test_a_private_repository_is_read_with_a_token_only(hub, editor, tokenizer):
     assert hub.repositories[REPO].private
     with pytest.raises(RepositoryNotFoundError):
         HfApi().hf_hub_download(REPO, "adapter_config.json", token=False)
+    with pytest.raises(HfHubHTTPError, match="401"):
+        HfApi().hf_hub_download(REPO, "adapter_config.json", token="hf_of_somebody")
+    with pytest.raises(ValueError, match="Can't find 'adapter_config.json'"):
+        load(tokenizer, token="hf_of_somebody")
     assert answers(load(tokenizer, token=TOKEN), FACTS[:2]) == targets(FACTS[:2])
 
 

@@ -27,6 +27,7 @@ def main(base: str, output: str) -> None:
     trainer = EditTrainer(
         model, arguments, train_dataset=FACTS[:4], processing_class=AutoTokenizer.from_pretrained(base)
     )
+    assert trainer.accelerator.num_processes == 2
     trainer.train()
     trainer.save_model()
 

@@ -31,7 +31,7 @@ def test_it_trains_saves_and_is_switched_off(tmp_path):
     assert torch.equal(model(x), base(x))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     before = nn.functional.cross_entropy(model(x), y)
-    for _ in range(5):
+    for _ in range(20):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()

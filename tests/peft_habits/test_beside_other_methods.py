@@ -60,16 +60,20 @@ def test_edits_on_a_model_with_lora_merged_into_it():
     assert not torch.equal(logits(model, prompts), logits(tiny(), prompts))
 
 
-def test_both_are_active_at_once_in_a_model_of_transformers():
+def test_both_are_active_at_once_in_a_model_of_transformers(tmp_path):
     torch.manual_seed(0)
     model, source, prompts = tiny(), edited(), prompts_of(2)
     put_edits(source, prompts)
+    source.save_pretrained(tmp_path)
     model.add_adapter(lora(), "lora")
-    with_lora = logits(model, unrelated())
-    model.add_adapter(LEMoEConfig(relation_gate=False), "edits")
+    with_lora = [logits(model, texts) for texts in (prompts, unrelated())]
+    model.load_adapter(tmp_path, "edits")
     model.set_adapter(["lora", "edits"])
-    assert torch.equal(logits(model, unrelated()), with_lora)
-    assert not torch.equal(with_lora, logits(tiny(), unrelated()))
+    assert not torch.allclose(logits(model, prompts)[:, -1], with_lora[0][:, -1], atol=1e-2)
+    assert torch.equal(logits(model, unrelated()), with_lora[1])
+    model.set_adapter("edits")
+    assert torch.equal(logits(model, prompts), logits(source, prompts))
+    assert not torch.equal(logits(model, unrelated()), with_lora[1])
 
 
 def test_rows_of_one_batch_cannot_have_different_adapters():

@@ -26,6 +26,12 @@ def test_a_config_that_two_adapters_share_grows_for_each_by_itself(tmp_path):
     assert torch.equal(logits(native, prompts_of(2)), logits(tiny(), prompts_of(2)))
 
 
+def test_in_inference_mode_nothing_trains():
+    model = get_peft_model(tiny(), LEMoEConfig(relation_gate=False, inference_mode=True))
+    assert model.get_nb_trainable_parameters()[0] == 0
+    assert get_peft_model(tiny(), LEMoEConfig(relation_gate=False)).get_nb_trainable_parameters()[0] > 0
+
+
 @pytest.mark.parametrize("task_type", [None, *TaskType])
 def test_every_task_has_the_model_class_of_peft(task_type):
     model = get_peft_model(tiny(), LEMoEConfig(task_type=task_type, target_modules=["mlp"], relation_gate=False))

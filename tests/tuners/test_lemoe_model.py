@@ -355,6 +355,7 @@ def test_two_forward_passes_before_one_backward_under_checkpointing(family, reen
         if checkpointing:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         model.train()
         torch.manual_seed(0)  # some families have dropout by default
         for module in model.modules():
