@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, tokenizer, edits: list[Edit], size: int) -> di
     measures = EditEvaluator(sample, AT_ONCE)(model, tokenizer)
     measures |= SameSubject(questions, AT_ONCE)(model, tokenizer)
     return {
-        "edits_per_expert": size,
+        "name": str(size),
         "expert_dim": rank,
         "learning_rate": arguments.learning_rate,
         "steps": statistics.mean(steps),

@@ -46,8 +46,8 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     "drift off": ("kmeans", {"projection": "shared_frozen"}),
     "starvation off": ("kmeans", FORCED),
     "all three off": ("kmeans", REPAIRED),
-    "all three off, without k-means": ("none", REPAIRED),
-    "all three off, with deferral": ("kmeans", REPAIRED | {"deferral": True}),
+    "all three off without k-means": ("none", REPAIRED),
+    "all three off with deferral": ("kmeans", REPAIRED | {"deferral": True}),
 }
 
 
@@ -72,11 +72,11 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     edits = read_edits(args.data)[: args.num_edits]
     for variant in args.variants:
-        done = args.work / f"{variant.replace(' ', '_').replace(',', '')}.json"
+        done = args.work / f"{variant.replace(' ', '_')}.json"
         if not done.exists():
             done.write_text(json.dumps(run(args, tokenizer, edits, variant)))
     rows = [json.loads(path.read_text()) for path in args.work.glob("*.json")]
-    rows.sort(key=lambda row: list(VARIANTS).index(row["variant"]))
+    rows.sort(key=lambda row: list(VARIANTS).index(row["name"]))
     report = {
         "command": command(),
         "num_edits": len(edits),
@@ -100,12 +100,11 @@ def run(args: argparse.Namespace, tokenizer, edits: list[Edit], variant: str) ->
     base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     model = get_peft_model(base, LEMoEConfig.paper(edits_per_expert=size, **changes))
     editor = LifelongEditor(model, tokenizer, arguments_of(args))
-    batches, made = plan_order(edits, model, tokenizer, order, size).batches, []
+    batches = plan_order(edits, model, tokenizer, order, size).batches
     followed, log = [drawn(batch, args.per_batch, seed=4) for batch in batches], []
     began = time.process_time()
     for number, batch in enumerate(batches):
         result = editor.edit(batch)
-        made += batch
         log.append({"loss": result.records[0]["loss"], "steps": result.records[0]["steps"]})
         log[-1]["batches"] = [state(editor, prompts, expert) for expert, prompts in enumerate(followed[: number + 1])]
         print(variant, json.dumps(log[-1]), flush=True)
@@ -114,7 +113,15 @@ def run(args: argparse.Namespace, tokenizer, edits: list[Edit], variant: str) ->
     measures = EditEvaluator(sample, AT_ONCE)(model, tokenizer)
     measures |= EditEvaluator(sample, AT_ONCE, measures=["routing"])(model, tokenizer)
     print(variant, json.dumps(measures), flush=True)
-    row = {"variant": variant, "order": order, "changes": changes, "measures": measures}
+    first, last = log[-1]["batches"][0], log[-1]["batches"][-1]
+    hazards = {
+        "first_batch_reaches_it": first["reach_it"],
+        "first_batch_gate": first["gate"],
+        "first_batch_reliability_then": log[0]["batches"][0]["reliability"],
+        "first_batch_reliability": first["reliability"],
+        "last_batch_reliability": last["reliability"],
+    }
+    row = {"name": variant, "order": order, "changes": changes, "measures": measures | hazards}
     return row | {"batches": log, "cpu_seconds_per_edit": seconds}
 
 
