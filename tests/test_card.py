@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -280,5 +281,14 @@ def test_cards_of_real_adapters_are_taken_by_the_hub_and_tell_all_that_a_strange
     assert re.findall(r"^## (.+)$", card.text, flags=re.MULTILINE)[:4] == ["How to use", "Edits", "Figures", "Limits"]
     shown = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|$", card.text, flags=re.MULTILINE))
     assert shown == {result.metric_type: f"{result.metric_value:.4f}" for result in card.data.eval_results}
+    protocol = re.compile(r" \((teacher-forced|greedy free generation|routing), N = \d+\)$")
+    assert all(protocol.search(result.metric_name) for result in card.data.eval_results)
     assert len(rows_of(card)) <= 50
     assert not re.search(r"(?<![\w.:/])/(?:\w+/)+", card.content)  # a path of some machine
+
+
+def test_the_card_of_the_benchmark_tells_what_the_benchmark_measured():
+    results = json.loads((CARDS.parent / "benchmarks" / "results" / "zsre_711.json").read_text())
+    for figure in ModelCard.load(CARDS / "zsre.md").data.eval_results:
+        assert figure.metric_value == results["measures"][figure.metric_type]
+        assert figure.metric_name.endswith(f"N = {results['num_edits']})")
