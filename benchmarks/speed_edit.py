@@ -86,7 +86,7 @@ ABLATIONS = [
     ("logits left out of the frozen pass", {}, [(activations, "first_column_only", nullcontext)]),
     ("reuse of what is frozen", {}, [(editor_module, "reusable_columns", lambda *args: 0)]),
     ("contexts", {"contexts": ()}, []),
-    ("each edit's own stop: 30 steps for all", {"stop_loss": 0.0}, []),
+    ("each edit's own stop: 30 steps for all", {"stop_loss": 0.0, "max_steps": 30}, []),
 ]
 
 
