@@ -42,7 +42,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from lemoe_hf import Edit, EditEvaluator, LEMoEConfig, read_edits
 from lemoe_hf.editing.tokens import continuation
 from lemoe_hf.evaluation import Evaluator, SameSubject, versions
-from lemoe_hf.evaluation.metrics import agreement, kl_divergence, retention, token_accuracy
+from lemoe_hf.evaluation.metrics import agreement, kl_divergence, token_accuracy
 from lemoe_hf.evaluation.same_subject import FIRST_TOKENS
 from lemoe_hf.generation import answers
 from lemoe_hf.structure import find_targets
@@ -91,7 +91,7 @@ def main() -> None:
     extras = drawn(edits, args.extras, seed=1)
     questions = drawn([question for _, question in other_questions(edits, lenders)], args.questions, seed=2)
     made = make(args, tokenizer, edits, setting, "run")
-    measures = made.measures(sample) | made.extras(extras, questions) | made.retention(edits[:FIRST])
+    measures = made.measures(sample) | made.extras(extras, questions) | made.retention()
     report = {
         "command": command(),
         "baseline": args.baseline,
@@ -139,7 +139,6 @@ class Edited:
 
     Args:
         cost (`dict`): Of the edits.
-        reliability (`list[float]`): Of the first edits, right after they were made.
         first_hundred (`dict[str, float]`, *optional*): Reliability of the first hundred, after so many edits.
     """
 
@@ -149,11 +148,10 @@ class Edited:
         tokenizer,
         work: Path,
         cost: dict,
-        reliability: Sequence[float] = (),
         first_hundred: dict[str, float] | None = None,
     ):
         self.model, self.tokenizer, self.work = model, tokenizer, work
-        self.cost, self.reliability, self.first_hundred = cost, reliability, first_hundred
+        self.cost, self.first_hundred = cost, first_hundred
 
     def measures(self, edits: Sequence[Edit]) -> dict[str, float]:
         return self.taken(EditEvaluator(edits, AT_ONCE, work=self.work))
@@ -162,20 +160,16 @@ class Edited:
         contexts = self.taken(EditEvaluator(edits, AT_ONCE, measures=["contexts"], work=self.work))
         return contexts | self.taken(SameSubject(questions, AT_ONCE, work=self.work))
 
-    def retention(self, first: Sequence[Edit]) -> dict[str, float]:
-        if not self.reliability:
+    def retention(self) -> dict[str, float]:
+        if not self.first_hundred:
             return {}
-        return {"retention": retention(self.reliability, reliability(self.model, self.tokenizer, first, self.work))}
+        then = next(share for num, share in self.first_hundred.items() if int(num) >= FIRST)
+        return {"retention": list(self.first_hundred.values())[-1] - then}
 
     def taken(self, evaluator: Evaluator) -> dict[str, float]:
         measures = evaluator(self.model, self.tokenizer)
         del measures[evaluator.counts]
         return measures
-
-
-def reliability(model: PeftModel, tokenizer, edits: Sequence[Edit], work: Path) -> list[float]:
-    scores = EditEvaluator(edits, AT_ONCE, measures=["reliability"], work=work).scores(model, tokenizer, edits)
-    return [score["reliability"] for score in scores]
 
 
 def peft_config(baseline: str, base) -> LoraConfig:
@@ -197,7 +191,7 @@ def fine_tuned(
         made = json.loads(log.read_text())
         model = PeftModel.from_pretrained(base, str(run / f"adapter_{made['num']}"), is_trainable=True)
     else:
-        made = {"num": 0, "seconds": 0.0, "forward": 0.0, "reliability": [], "first_hundred": {}}
+        made = {"num": 0, "seconds": 0.0, "forward": 0.0, "first_hundred": {}}
         torch.manual_seed(0)
         model = get_peft_model(base, peft_config(args.baseline, base))
     for first in range(made["num"], len(edits), args.step):
@@ -208,8 +202,6 @@ def fine_tuned(
         train(model, tokenizer, new, args.passes, learning_rate, seed=first)
         made["seconds"] += time.process_time() - began
         made["num"] = first + len(new)
-        if first < FIRST:
-            made["reliability"] += reliability(model, tokenizer, new[: FIRST - first], args.work)
         made["first_hundred"][str(made["num"])] = first_hundred(model, tokenizer, edits[: made["num"]])
         print(f"{made['num']} edits, {made['seconds'] / made['num']:.3f} s an edit", flush=True)
         model.save_pretrained(run / f"adapter_{made['num']}")
@@ -223,7 +215,7 @@ def fine_tuned(
         "learning_rate": learning_rate,
         "trained_parameters": model.get_nb_trainable_parameters()[0],
     }
-    return Edited(model.eval(), tokenizer, args.work, cost, made["reliability"], made["first_hundred"])
+    return Edited(model.eval(), tokenizer, args.work, cost, made["first_hundred"])
 
 
 def train(model, tokenizer, edits: Sequence[Edit], passes: int, learning_rate: float, seed: int) -> None:

@@ -12,14 +12,11 @@ import argparse
 from itertools import chain
 from pathlib import Path
 
-import torch
-from lifelong import AT_ONCE, drawn
-from peft import PeftModel
+from lifelong import AT_ONCE, drawn, finished
 from report import RESULTS, command, write
 from same_subject import other_questions
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lemoe_hf import Edit, EditEvaluator, LifelongEditor, read_edits
+from lemoe_hf import EditEvaluator, read_edits
 from lemoe_hf.evaluation import SameSubject, versions
 
 
@@ -37,11 +34,8 @@ def main() -> None:
     parser.add_argument("--name", default="frontier", help="of the result")
     args = parser.parse_args()
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, args.adapter).eval()
-    editor = LifelongEditor(model, tokenizer)
-    edits = [Edit(**entry["edit"]) for entry in editor.edits()]
+    editor, edits = finished(args.model, args.adapter)
+    model, tokenizer = editor.model, editor.tokenizer
     lenders = list(chain.from_iterable(read_edits(path) for path in args.data))
     sample = drawn(edits, args.sample, seed=0)
     questions = drawn([question for _, question in other_questions(edits, lenders)], args.sample, seed=2)

@@ -16,12 +16,9 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
-import torch
-from lifelong import AT_ONCE, drawn, first_hundred, without_edited_neighbours
-from peft import PeftModel
+from lifelong import AT_ONCE, drawn, finished, first_hundred, without_edited_neighbours
 from report import RESULTS, command, write
 from same_subject import other_questions
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import Edit, EditEvaluator, LifelongEditor, read_edits
 from lemoe_hf.editing.explanation import acting, routed
@@ -40,12 +37,8 @@ def main() -> None:
     parser.add_argument("--name", default="growth", help="of the result")
     args = parser.parse_args()
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, args.adapter).eval()
-    editor = LifelongEditor(model, tokenizer)
-    entries = editor.edits()
-    edits = [Edit(**entry["edit"]) for entry in entries]
+    editor, edits = finished(args.model, args.adapter)
+    model, tokenizer, entries = editor.model, editor.tokenizer, editor.edits()
     points = []
     for num in args.num_edits:
         with editor.without({entry["id"] for entry in entries[num:]}):

@@ -153,6 +153,14 @@ def started(args: argparse.Namespace, tokenizer) -> tuple[LifelongEditor, dict]:
     return LifelongEditor(model, tokenizer), made
 
 
+def finished(model: str, adapter: str) -> tuple[LifelongEditor, list[Edit]]:
+    """An editor with an adapter that was left in `--work`, and the edits in it."""
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    editor = LifelongEditor(PeftModel.from_pretrained(base, adapter).eval(), tokenizer)
+    return editor, [Edit(**entry["edit"]) for entry in editor.edits()]
+
+
 def make(args: argparse.Namespace, editor: LifelongEditor, made: dict, edits: list[Edit]) -> None:
     """Make the edits that are left."""
     for first in range(made["num"], len(edits), args.step):

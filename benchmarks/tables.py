@@ -1,8 +1,7 @@
 """Fill the README's tables of measures from the results: `python benchmarks/tables.py`.
 
-A table says in the comment above it which files it shows, one for each row; `FILE:unedited` is the base model's row, and
-`FILE:NAME` the row of that name in a file that has several. What its rows and columns are called is the README's business, as
-long as the columns are known here.
+A table says in the comment above it which files it shows, one for each row; `FILE:unedited` is the base model's row. What its
+rows and columns are called is the README's business, as long as the columns are known here.
 """
 
 from __future__ import annotations
@@ -31,13 +30,6 @@ COLUMNS = {
     "prompts": "routed_prompt",
     "rephrasings": "routed_rephrase",
     "deferred": "deferred",
-    "rank": "expert_dim",
-    "steps": "steps",
-    "first batch routed right": "first_batch_reaches_it",
-    "its gate": "first_batch_gate",
-    "its Rel, then": "first_batch_reliability_then",
-    "its Rel, at the end": "first_batch_reliability",
-    "Rel of the last batch": "last_batch_reliability",
 }
 TABLE = re.compile(r"(?<=<!-- results: )(.+)( -->\n)((?:\|.*\n)+)")
 
@@ -52,22 +44,11 @@ def table(names: list[str], lines: str) -> str:
     columns = [COLUMNS[name] for name in cells(head)[1:]]
     written = [head, rule]
     for name, row in zip(names, rows, strict=True):
-        measures = measures_of(*name.split(":"))
-        values = [as_text(measures[column]) if column in measures else "" for column in columns]
+        file, _, part = name.partition(":")
+        measures = json.loads((RESULTS / file).read_text())[part or "measures"]
+        values = [f"{measures[column]:.3f}" if column in measures else "" for column in columns]
         written.append(f"| {' | '.join([cells(row)[0], *values])} |")
     return "\n".join(written) + "\n"
-
-
-def measures_of(file: str, part: str = "measures") -> dict[str, float]:
-    report = json.loads((RESULTS / file).read_text())
-    if part in report:
-        return report[part]
-    row = next(row for row in report["rows"] if row["name"] == part.replace("_", " "))
-    return row | row["measures"]
-
-
-def as_text(value: float) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def cells(row: str) -> list[str]:

@@ -216,3 +216,14 @@ def test_building_a_batch_leaves_no_hook_when_it_fails(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         batch_for(model)
     assert not any(block._forward_hooks for block in blocks)
+
+
+def test_want_of_memory_is_not_taken_for_an_architecture_that_reuses_nothing(monkeypatch):
+    model = edited()
+
+    def fail(self, *args):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(CachedBatch, "_run_frozen", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        is_reusable(model)

@@ -49,3 +49,15 @@ def test_sequences_of_vectors_and_keywords_are_taken():
     assert model(x=sequences).shape == (2, 3, 2)
     torch.testing.assert_close(model(x=sequences), model(sequences.flatten(0, 1)).view(2, 3, 2))
     assert not torch.allclose(model(x=sequences), base(sequences))
+
+
+def test_a_model_of_texts_that_is_given_none_is_left_to_itself():
+    class OfTexts(Classifier):
+        def get_input_embeddings(self):
+            return nn.Embedding(3, 6)
+
+    base = OfTexts().eval()
+    x = torch.randn(4, 6)
+    expected = base(x=x)
+    model = get_peft_model(base, LEMoEConfig(target_modules=["lin"], init_weights=False))
+    assert torch.equal(model(x=x), expected)
