@@ -10,8 +10,8 @@ are:
 - drift: a projection that keeps training moves old prompts to other experts;
 - starvation: the edits of a batch pass an old expert in training, and its own one learns nothing.
 
-The number of steps is not published, and neither is what they are taken over; here it is `--steps` of the whole batch, at a
-learning rate (`--learning-rate`) at which the first batch is learned in so many. What is done is kept in `--work`, and the
+The number of steps is not published, and neither is their size; here it is `--passes` over the batch, in steps of 32 edits, at
+a learning rate (`--learning-rate`) at which the first batch is learned in so many. What is done is kept in `--work`, and the
 same command goes on with the variants that are left.
 """
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--num-edits", type=int, default=1000)
     parser.add_argument("--experts", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--passes", type=int, default=15)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--sample", type=int, default=200, help="measure on so many of the edits, drawn at random")
     parser.add_argument("--per-batch", type=int, default=40, help="prompts of each batch that are followed")
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def arguments_of(args: argparse.Namespace) -> EditingArguments:
-    return replace(EditingArguments.paper(), learning_rate=args.learning_rate, max_steps=args.steps)
+    return replace(EditingArguments.paper(), learning_rate=args.learning_rate, max_steps=args.passes)
 
 
 def run(args: argparse.Namespace, tokenizer, edits: list[Edit], variant: str) -> dict:

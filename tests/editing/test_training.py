@@ -50,6 +50,26 @@ def test_an_expert_is_not_touched_when_it_is_done():
             torch.testing.assert_close(open_experts[name][expert], weight[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("max_steps", [8, 200])
+def test_an_expert_of_several_edits_is_what_its_loss_was_measured_at(max_steps):
+    tuner, batch = prepared(1, samples_each=12, expert_dim=16, edits_per_expert=12)
+    arguments = plain(max_steps=max_steps, batch_size=3, learning_rate=0.05)
+    outcome = train_experts(tuner, "default", batch, arguments)
+    assert (outcome.steps == [8]) == (max_steps == 8)
+    losses, _ = step_losses(tuner, "default", batch)
+    assert (losses.max() <= 0.03) == (max_steps == 200)
+    assert losses.mean().item() == pytest.approx(outcome.losses[0], rel=1e-3)
+
+
+def test_an_expert_of_several_edits_learns_in_fewer_passes_by_small_steps():
+    passes = []
+    for size in (3, 12):
+        tuner, batch = prepared(1, samples_each=12, expert_dim=16, edits_per_expert=12)
+        arguments = plain(max_steps=200, batch_size=size, learning_rate=0.1)
+        passes += train_experts(tuner, "default", batch, arguments).steps
+    assert 2 * passes[0] < passes[1]
+
+
 def test_an_expert_that_is_never_done_keeps_its_best_weights(monkeypatch):
     """Two samples contradict each other; the edit's own is learned in some steps and, at this rate, lost in others."""
     tuner, _ = prepared(1, expert_dim=8)

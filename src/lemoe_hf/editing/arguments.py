@@ -21,12 +21,14 @@ class EditingArguments:
         betas (`tuple[float, float]`, *optional*, defaults to `(0.7, 0.9)`):
             Of AdamW. An edit takes some ten steps: the customary averages over many more of them would only lag.
         max_steps (`int`, *optional*, defaults to `100`):
-            Most steps an edit is trained. Most are done after ten to thirty.
+            Most steps an edit is trained. Most are done after ten to thirty. An expert of several edits takes so many passes
+            over them.
         stop_loss (`float`, *optional*, defaults to `0.03`):
             Cross-entropy of its target, in nats a token, in each of its surroundings, at which an edit is done. Each edit
             stops by itself.
         batch_size (`int`, *optional*, defaults to `64`):
-            Most edits trained side by side, each in its own expert. It bounds memory and changes no result.
+            Most edits trained side by side, each in its own expert. It bounds memory and changes no result. In an expert
+            of several edits: samples of a step.
         end_of_sequence (`bool`, *optional*, defaults to `True`):
             Train the end of the text after the target, where the whole prompt is, so that `generate` stops there.
         seed (`int`, *optional*, defaults to `0`):
@@ -58,12 +60,13 @@ class EditingArguments:
 
     @classmethod
     def paper(cls) -> EditingArguments:
-        """LEMoE's AdamW with 2e-4 (section 5.1); the number of steps is not published and is ours."""
+        """LEMoE's AdamW with 2e-4 (section 5.1); the number of steps and their size are not published and are ours."""
         return cls(
             learning_rate=2e-4,
             relative=False,
             betas=(0.9, 0.999),
             max_steps=100,
+            batch_size=32,
             end_of_sequence=False,
             contexts=(),
         )
