@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import EditingArguments, LEMoEConfig, LifelongEditor, read_edits
 from lemoe_hf.editing import activations, samples
-from lemoe_hf.editing import editor as editor_module
+from lemoe_hf.editing import trunk as trunk_module
 from lemoe_hf.editing.samples import Sample
 from lemoe_hf.editing.tokens import continuation
 from lemoe_hf.evaluation import teacher_forced, versions
@@ -84,7 +84,7 @@ ABLATIONS = [
     ("own prompts first", {}, [(samples, "Sample", every_prompt_is_own)]),
     ("the template's tokens run once", {}, [(activations, "SHARED_PREFIX", 10**9)]),
     ("logits left out of the frozen pass", {}, [(activations, "first_column_only", nullcontext)]),
-    ("reuse of what is frozen", {}, [(editor_module, "reusable_columns", lambda *args: 0)]),
+    ("reuse of what is frozen", {}, [(trunk_module, "reusable_columns", lambda *args: 0)]),
     ("contexts", {"contexts": ()}, []),
     ("each edit's own stop: 30 steps for all", {"stop_loss": 0.0, "max_steps": 30}, []),
 ]

@@ -722,9 +722,10 @@ def test_a_prompt_longer_than_the_attention_window_takes_plain_passes(tokenizer)
     long = Edit(
         "It rains here, and there, all the day. " * 12 + "The capital of Zembla is", "Onhava", subject="Zembla"
     )
-    (samples,) = editor._samples(editor._check([long]))
-    assert len(samples[0].prompt) < 512 < 2 * len(samples[0].prompt)
-    assert not editor._batch([samples]).reuse
-    assert editor._batch(editor._samples(editor._check([FACTS[1]]))).reuse
+    (tokenized,) = editor._tokenized([long])
+    assert len(tokenized.prompt) < 512 < 2 * len(tokenized.prompt)
+    for edit, reuse in ((long, False), (FACTS[1], True)):
+        batch, _ = editor._trunk.run(editor._samples(editor._tokenized([edit])))
+        assert batch.reuse == reuse
     editor.edit(long)
     assert editor.explain(long.prompt).entry["edit"]["prompt"] == long.prompt

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,12 @@ from .parallel import processes, train_by_all_processes
 from .push import push_model
 from .relations import fit_relations, keys_of
 from .result import EditResult
-from .reuse import reusable_columns
 from .samples import Sample, samples_of
 from .save import save_adapter
 from .scale import output_scale
-from .tokens import Calibration, TokenizedEdit, tokenize_edit
+from .tokens import Calibration, TokenizedEdit, tokenize_edits
 from .training import EditingError, TrainingOutcome, train_experts
-
-
-# Rows of one pass through the frozen part.
-TEXTS_AT_ONCE = 32
+from .trunk import Trunk
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ class LifelongEditor:
         default = EditingArguments() if self.config.normalize else EditingArguments.paper()
         self.arguments = arguments or default
         self._calibration: Calibration | None = None
-        self._reusable: float | None = None
+        self._trunk = Trunk(self.root, tuner.context, tokenizer.pad_token_id)
 
     @property
     def config(self):
@@ -127,7 +122,7 @@ class LifelongEditor:
             EditingError: If training breaks down; the message names the edits.
         """
         edits = [edits] if isinstance(edits, (Edit, str, dict)) else list(edits)
-        tokenized = self._check(edits)
+        tokenized = self._tokenized(edits)
         self._check_active()
         began = time.perf_counter()
         was_trainable = self._lead.lemoe_open[self.adapter_name].in_proj.requires_grad
@@ -151,23 +146,10 @@ class LifelongEditor:
                 self._router.requires_grad_(was_trainable)
         return EditResult(self, records, time.perf_counter() - began)
 
-    def _check(self, edits: list[Edit]) -> list[TokenizedEdit]:
-        if not edits:
-            raise ValueError("There are no edits to make: the list is empty.")
-        wrong = next((edit for edit in edits if not isinstance(edit, Edit)), None)
-        if wrong is not None:
-            raise TypeError(f"Edits must be lemoe_hf.Edit objects; got {type(wrong).__name__}: {wrong!r}.")
-        targets: dict[str, str] = {}
-        for edit in edits:
-            other = targets.setdefault(edit.prompt.strip(), edit.target_new.strip())
-            if other != edit.target_new.strip():
-                raise ValueError(
-                    f"The prompt {edit.prompt!r} is in this batch twice, with the targets {other!r} and "
-                    f"{edit.target_new.strip()!r}. Keep one, or edit them one after the other: the later one wins."
-                )
+    def _tokenized(self, edits: list[Edit]) -> list[TokenizedEdit]:
         limit = getattr(self.root.config.get_text_config(), "max_position_embeddings", None) or -1
         limit = limit if limit > 0 else 2**31  # XLNet, which has no limit, says -1
-        return [tokenize_edit(self.tokenizer, edit, limit, self.arguments.contexts) for edit in edits]
+        return tokenize_edits(self.tokenizer, edits, limit, self.arguments.contexts)
 
     def _check_active(self) -> None:
         if self.adapter_name not in self._lead.active_adapters:
@@ -272,7 +254,11 @@ class LifelongEditor:
                 layer.open_experts(name, len(tokenized) if alone else 1, self.arguments.seed)
         if alone and name in layers[0].lemoe_router:
             layers[0].open_keys(name, len(tokenized))
-        batch = self._batch(self._samples(tokenized))
+        batch, samples = self._trunk.run(self._samples(tokenized))
+        if self.config.routing == "kv_anchor":
+            prompts = [sample.prompt for sample in samples]
+            ids, mask = pad_right(prompts, self.tokenizer.pad_token_id, batch.start.device)
+            batch.anchors = self._router.anchors_of(self.root, ids.masked_fill(mask == 0, -1), {})
         return train_experts(self.tuner, name, batch, self.arguments), batch
 
     def _replay(self, step: Step) -> list[TokenizedEdit]:
@@ -280,7 +266,7 @@ class LifelongEditor:
         latest = {entry["edit"]["prompt"].strip(): Edit(**entry["edit"]) for entry in self._in_open_expert()}
         for edit in step.edits:
             latest.pop(edit.prompt.strip(), None)
-        return self._check(list(latest.values())) if latest else []
+        return self._tokenized(list(latest.values())) if latest else []
 
     def _samples(self, tokenized: list[TokenizedEdit]) -> list[list[Sample]]:
         """What every edit is trained on, in an expert for each or in one for all."""
@@ -288,25 +274,6 @@ class LifelongEditor:
         end = [self.tokenizer.eos_token_id] if ends else []
         alone, anywhere = self.config.edits_per_expert == 1, self.config.routing == "kv_anchor"
         return [samples_of(item, i if alone else 0, end, anywhere) for i, item in enumerate(tokenized)]
-
-    def _batch(self, samples: list[list[Sample]]) -> CachedBatch:
-        """Run the frozen part on the texts of several edits."""
-        context, pad = self.tuner.context, self.tokenizer.pad_token_id
-        # Texts of one surrounding begin alike and are about as long as each other.
-        groups = []
-        for texts in zip_longest(*samples):
-            alike = sorted(filter(None, texts), key=lambda sample: len(sample.prompt) + len(sample.target))
-            groups += [alike[first : first + TEXTS_AT_ONCE] for first in range(0, len(alike), TEXTS_AT_ONCE)]
-        if self._reusable is None:
-            self._reusable = reusable_columns(self.root, context, groups[0][:4], pad)
-        longest = max(len(sample.prompt) + len(sample.target) for group in groups for sample in group)
-        reuse = 2 * longest < self._reusable
-        batch = CachedBatch.concat([CachedBatch(self.root, context, group, pad, reuse) for group in groups])
-        if self.config.routing == "kv_anchor":
-            prompts = [sample.prompt for group in groups for sample in group]
-            ids, mask = pad_right(prompts, pad, batch.start.device)
-            batch.anchors = self._router.anchors_of(self.root, ids.masked_fill(mask == 0, -1), {})
-        return batch
 
     @property
     def _router(self):

@@ -46,6 +46,32 @@ def continuation(
     return tokenizer(separator + target, add_special_tokens=False)["input_ids"]
 
 
+def tokenize_edits(
+    tokenizer: PreTrainedTokenizerBase, edits: Sequence[Edit], max_length: int, contexts: Sequence[str] = ()
+) -> list[TokenizedEdit]:
+    """
+    Edits that are to be made together, as of [`tokenize_edit`].
+
+    Raises:
+        TypeError: If one of them is no [`Edit`].
+        ValueError: If there are none, two of them give one prompt different targets, or one cannot be made.
+    """
+    if not edits:
+        raise ValueError("There are no edits to make: the list is empty.")
+    wrong = next((edit for edit in edits if not isinstance(edit, Edit)), None)
+    if wrong is not None:
+        raise TypeError(f"Edits must be lemoe_hf.Edit objects; got {type(wrong).__name__}: {wrong!r}.")
+    targets: dict[str, str] = {}
+    for edit in edits:
+        other = targets.setdefault(edit.prompt.strip(), edit.target_new.strip())
+        if other != edit.target_new.strip():
+            raise ValueError(
+                f"The prompt {edit.prompt!r} is in this batch twice, with the targets {other!r} and "
+                f"{edit.target_new.strip()!r}. Keep one, or edit them one after the other: the later one wins."
+            )
+    return [tokenize_edit(tokenizer, edit, max_length, contexts) for edit in edits]
+
+
 def tokenize_edit(
     tokenizer: PreTrainedTokenizerBase, edit: Edit, max_length: int, contexts: Sequence[str] = ()
 ) -> TokenizedEdit:

@@ -1,9 +1,10 @@
-"""Whether what is frozen can be reused in a model, found out by trying."""
+"""The frozen part of a model, run once over the texts that experts are trained on, where the model allows that."""
 
 from __future__ import annotations
 
 import logging
 import math
+from itertools import zip_longest
 
 import torch
 from torch import nn
@@ -15,7 +16,46 @@ from .activations import CachedBatch
 from .samples import Sample
 
 
+# Rows of one pass.
+TEXTS_AT_ONCE = 32
+
 logger = logging.getLogger(__name__)
+
+
+class Trunk:
+    """
+    Args:
+        root (`nn.Module`): The model, with its LEMoE layers.
+        context ([`RoutingContext`]): Of that model.
+        pad (`int`): The padding token.
+    """
+
+    def __init__(self, root: nn.Module, context: RoutingContext, pad: int):
+        self.root, self.context, self.pad = root, context, pad
+        self._reusable: float | None = None
+
+    def run(self, samples: list[list[Sample]]) -> tuple[CachedBatch, list[Sample]]:
+        """
+        Run the frozen part over the samples of several edits.
+
+        Args:
+            samples (`list` of `list` of [`Sample`]): Of each edit, in its own prompt first, then elsewhere.
+
+        Returns:
+            The batch to train on, and its samples, row by row.
+        """
+        # Texts of one surrounding begin alike and are about as long as each other.
+        groups = []
+        for texts in zip_longest(*samples):
+            alike = sorted(filter(None, texts), key=lambda sample: len(sample.prompt) + len(sample.target))
+            groups += [alike[first : first + TEXTS_AT_ONCE] for first in range(0, len(alike), TEXTS_AT_ONCE)]
+        if self._reusable is None:
+            self._reusable = reusable_columns(self.root, self.context, groups[0][:4], self.pad)
+        rows = [sample for group in groups for sample in group]
+        longest = max(len(sample.prompt) + len(sample.target) for sample in rows)
+        reuse = 2 * longest < self._reusable
+        passes = [CachedBatch(self.root, self.context, group, self.pad, reuse) for group in groups]
+        return CachedBatch.concat(passes), rows
 
 
 def reusable_columns(root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int) -> float:
