@@ -10,10 +10,17 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+from report import RESULTS
 
 
-RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
+
+ANSWERS = {
+    "its edit": "C0",
+    "another edit of its subject": "C1",
+    "any other edit": "C3",
+    "the base model": "0.85",
+}
 
 matplotlib.rcParams.update(
     {"svg.hashsalt": "lemoe_hf", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -63,7 +70,43 @@ def generality_against_other_questions() -> plt.Figure:
     return figure
 
 
+def growing() -> plt.Figure:
+    """Measures against the number of edits, the first hundred edits beside those of fine-tuning, and who answers what."""
+    figure, (measures, first, answered) = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
+    growth = read("growth")
+    numbers = [point["edits"] for point in growth["points"]]
+    for name, style in (("reliability", "o-"), ("generality", "s--"), ("locality", "^:")):
+        measures.plot(numbers, [point["measures"][name] for point in growth["points"]], style, ms=3, lw=1, label=name)
+    measures.set(title="all edits", xlabel="edits made", xscale="log", ylim=(0, 1.03))
+    measures.legend(frameon=False, loc="lower left")
+
+    first.plot(
+        numbers, [point["measures"]["first_hundred"] for point in growth["points"]], "o-", ms=3, lw=1, label="LEMoE"
+    )
+    for baseline, style in (("ffn", "s--"), ("lora", "^:")):
+        rows = read(f"baseline_{baseline}_zsre_1000")["first_hundred"]
+        first.plot(
+            [int(num) for num in rows], list(rows.values()), style, ms=3, lw=1, label=f"fine-tuning: {baseline}"
+        )
+    first.set(title="reliability of the first hundred", xlabel="edits made", xscale="log", ylim=(0, 1.03))
+    first.legend(frameon=False, loc="lower left")
+
+    kinds, left = list(growth["answered"]), [0.0] * len(growth["answered"])
+    for answer, colour in ANSWERS.items():
+        shares = [growth["answered"][kind].get(answer, 0.0) for kind in kinds]
+        answered.barh(kinds, shares, left=left, color=colour, label=answer)
+        left = [before + share for before, share in zip(left, shares, strict=True)]
+    answered.invert_yaxis()
+    answered.set(title=f"what answers, after {numbers[-1]:,} edits", xlim=(0, 1))
+    answered.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.1), ncols=2, fontsize=7)
+    return figure
+
+
+FIGURES = {"flat": flat_in_the_number_of_edits, "frontier": generality_against_other_questions, "growth": growing}
+
+
 if __name__ == "__main__":
-    for name, figure in (("flat", flat_in_the_number_of_edits()), ("frontier", generality_against_other_questions())):
+    for name, draw in FIGURES.items():
+        figure = draw()
         figure.savefig(DOCS / f"{name}.svg", metadata={"Date": None})
         print(DOCS / f"{name}.svg")

@@ -87,15 +87,13 @@ def main() -> None:
         if bits == 8:
             round_to_int8(bank)
         own = [weight for key, weight in bank.weights().items() if not (shared and key == "in_proj")]
-        rows.append(
-            {
-                "expert": name,
-                "kb_per_edit": sum(weight[0].numel() for weight in own) * bits / 8 / 1024,
-                "steps_per_edit": statistics.mean(record["steps"] for record in result.records),
-                "reliability": statistics.mean(teacher_forced(editor.model, tokenizer, prompts, targets)),
-                "generality_right_expert": known_edit_generality(editor, edits),
-            }
-        )
+        measures = {
+            "kb_per_edit": sum(weight[0].numel() for weight in own) * bits / 8 / 1024,
+            "steps_per_edit": statistics.mean(record["steps"] for record in result.records),
+            "reliability": statistics.mean(teacher_forced(editor.model, tokenizer, prompts, targets)),
+            "generality_right_expert": known_edit_generality(editor, edits),
+        }
+        rows.append({"name": name, "measures": measures})
         print(rows[-1], flush=True)
         write({"command": command(), "rows": rows}, args.output)
 

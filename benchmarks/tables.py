@@ -1,7 +1,8 @@
-"""Fill the README's tables of measures from the results: `python benchmarks/tables.py`.
+"""Fill the tables of measures in the README and `docs/measured.md` from the results: `python benchmarks/tables.py`.
 
-A table says in the comment above it which files it shows, one for each row; `FILE:unedited` is the base model's row. What its
-rows and columns are called is the README's business, as long as the columns are known here.
+A table says in the comment above it which files it shows, one for each row; `FILE:unedited` is the base model's row, and
+`FILE:NAME` the row of that name in a file that has several. What its rows and columns are called is the page's business, as
+long as the columns are known here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 from report import RESULTS
 
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
 COLUMNS = {
     "Rel": "reliability",
     "Gen": "generality",
@@ -30,6 +32,16 @@ COLUMNS = {
     "prompts": "routed_prompt",
     "rephrasings": "routed_rephrase",
     "deferred": "deferred",
+    "KB an edit": "kb_per_edit",
+    "F an edit": "forwards_per_edit",
+    "rank": "expert_dim",
+    "steps": "steps_per_edit",
+    "Gen of the right edit": "generality_right_expert",
+    "first batch routed right": "first_batch_reaches_it",
+    "its gate": "first_batch_gate",
+    "its Rel, then": "first_batch_reliability_then",
+    "its Rel, at the end": "first_batch_reliability",
+    "Rel of the last batch": "last_batch_reliability",
 }
 TABLE = re.compile(r"(?<=<!-- results: )(.+)( -->\n)((?:\|.*\n)+)")
 
@@ -44,11 +56,25 @@ def table(names: list[str], lines: str) -> str:
     columns = [COLUMNS[name] for name in cells(head)[1:]]
     written = [head, rule]
     for name, row in zip(names, rows, strict=True):
-        file, _, part = name.partition(":")
-        measures = json.loads((RESULTS / file).read_text())[part or "measures"]
-        values = [f"{measures[column]:.3f}" if column in measures else "" for column in columns]
+        measures = measures_of(*name.split(":"))
+        values = [as_text(measures[column]) if column in measures else "" for column in columns]
         written.append(f"| {' | '.join([cells(row)[0], *values])} |")
     return "\n".join(written) + "\n"
+
+
+def measures_of(file: str, part: str = "measures") -> dict[str, float]:
+    report = json.loads((RESULTS / file).read_text())
+    if part in report:
+        return report[part]
+    row = next(row for row in report["rows"] if row["name"] == part.replace("_", " "))
+    return row | row["measures"]
+
+
+def as_text(value: float) -> str:
+    """Shares to a thousandth, other figures to three digits."""
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.3f}" if abs(value) <= 1 else f"{value:#.3g}"
 
 
 def cells(row: str) -> list[str]:
@@ -56,4 +82,5 @@ def cells(row: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from functools import partial
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from lemoe_hf.generation import answers, pad_left
 from tiny import (
@@ -407,3 +408,29 @@ def test_answering_leaves_every_module_in_its_mode(tokenizer):
     answers(model, tokenizer, ["Which country is Anna Berg from?"], 2)
     assert model.training
     assert not any(module.training for module in model.base_model.modules())
+
+
+@pytest.mark.parametrize("on_adapter", [False, True])
+def test_answers_are_greedy_whatever_the_model_brings_along(tokenizer, on_adapter):
+    model = model_of()
+    prompts = [tokenizer.decode(prompt) for prompt in PROMPTS[:3]]
+    expected = answers(model, tokenizer, prompts)
+    brought = GenerationConfig(
+        do_sample=True,
+        num_beams=2,
+        num_return_sequences=2,
+        repetition_penalty=1.5,
+        eos_token_id=model.config.eos_token_id,
+    )
+    own = model.get_base_model().generation_config
+    (model if on_adapter else model.get_base_model()).generation_config = brought
+    assert answers(model, tokenizer, prompts) == expected
+    assert model.generation_config is brought
+    assert model.get_base_model().generation_config is (own if on_adapter else brought)
+
+
+def test_answers_without_a_padding_token_say_what_to_do(tokenizer):
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    with pytest.raises(ValueError, match="no padding token. Set one first"):
+        answers(model_of(), bare, ["one"])

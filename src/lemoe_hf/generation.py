@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
+from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -26,6 +27,21 @@ def pad_right(sequences: Sequence[list[int]], pad: int, device: torch.device) ->
     return ids, mask
 
 
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """
+    The padding token.
+
+    Raises:
+        ValueError: If the tokenizer has none.
+    """
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"{type(tokenizer).__name__} has no padding token. Set one first, for example "
+            f"`tokenizer.pad_token = tokenizer.eos_token`."
+        )
+    return tokenizer.pad_token_id
+
+
 @contextmanager
 def evaluating(model: nn.Module):
     """
@@ -41,6 +57,31 @@ def evaluating(model: nn.Module):
             module.training = modes.get(module, modes[model])
 
 
+@contextmanager
+def greedy(model: nn.Module, pad: int):
+    """
+    Inside, `generate` is greedy and no more: what a model brings along, such as a penalty on tokens of the prompt or
+    several beams, changes which answer comes out.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    brought = model.generation_config
+    plain = GenerationConfig(
+        do_sample=False,
+        bos_token_id=brought.bos_token_id,
+        eos_token_id=brought.eos_token_id,
+        decoder_start_token_id=brought.decoder_start_token_id,
+        pad_token_id=pad,
+    )
+    before = {owner: owner.generation_config for owner in (base, model) if "generation_config" in vars(owner)}
+    for owner in before:
+        owner.generation_config = plain
+    try:
+        yield
+    finally:
+        for owner, own in before.items():
+            owner.generation_config = own
+
+
 @torch.no_grad()
 def answers(
     model: nn.Module,
@@ -54,22 +95,21 @@ def answers(
 
     Args:
         max_new_tokens (`Sequence[int]` or `int`): Upper bound of each answer, or of all.
+
+    Raises:
+        ValueError: If the tokenizer has no padding token.
     """
+    pad = padding_of(tokenizer)
     bounds = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     ids = tokenizer(list(prompts))["input_ids"] if prompts else []
     device = model.get_input_embeddings().weight.device
     texts = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: (len(ids[i]), bounds[i]))
-    with evaluating(model):
+    with evaluating(model), greedy(model, pad):
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
-            batch = pad_left([ids[i] for i in rows], tokenizer.pad_token_id, device)
-            output = model.generate(
-                **batch,
-                max_new_tokens=max(bounds[i] for i in rows),
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+            batch = pad_left([ids[i] for i in rows], pad, device)
+            output = model.generate(**batch, max_new_tokens=max(bounds[i] for i in rows))
             for i, tokens in zip(rows, output[:, batch["input_ids"].shape[1] :], strict=True):
                 texts[i] = tokenizer.decode(tokens[: bounds[i]], skip_special_tokens=True)
     return texts

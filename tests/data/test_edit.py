@@ -124,3 +124,13 @@ def test_to_dict_holds_what_is_set_and_makes_the_same_edit():
     edit = Edit("Where is Berlin?", "Germany", subject="Berlin")
     assert edit.to_dict() == {"prompt": "Where is Berlin?", "target_new": "Germany", "subject": "Berlin"}
     assert Edit(**edit.to_dict()) == edit
+
+
+def test_what_follows_with_a_blank_answer_is_left_out():
+    edit = Edit(
+        "The capital of Zembla is",
+        "Onhava",
+        portability_prompt=("Its north is", "It is"),
+        portability_ground_truth=("", "x"),
+    )
+    assert edit.probes("portability") == [("It is", "x")]

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from lemoe_hf import Edit, read_edits
 
@@ -141,3 +141,10 @@ def test_a_format_can_be_named():
 def test_a_bad_record_of_any_format_is_named(write, record, message):
     with pytest.raises(ValueError, match=rf"edits.jsonl, {message}"):
         read_edits(write(json.dumps(record)))
+
+
+def test_what_is_no_list_of_records_says_what_to_pass():
+    record = {"prompt": "Where is Zembla?", "target_new": "In the north"}
+    for wrong in (record, DatasetDict(train=Dataset.from_list([record]))):
+        with pytest.raises(ValueError, match=r"list; got a mapping with the keys .*dataset\['train'\]"):
+            read_edits(wrong)

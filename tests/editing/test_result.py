@@ -67,3 +67,14 @@ def test_rows_and_length(editor):
     assert [row["target"] for row in result.rows()] == targets(FACTS[:3])
     assert [row["steps"] for row in result.rows()] == [record["steps"] for record in result.records]
     assert "LifelongEditor" not in repr(result)
+
+
+def test_where_every_prompt_is_routed_before_is_the_base_model(tokenizer):
+    editor = editor_for(tokenizer, deferral=False, routing="kv_anchor")
+    with editor.model.disable_adapter():
+        base = answers(editor, FACTS[:1])
+    first = editor.edit(FACTS[0])
+    editor.edit(FACTS[1])
+    assert first.before == base != first.after == answers(editor, FACTS[:1])
+    with pytest.raises(ValueError, match="deferral=False"), editor.without({0}):
+        pass

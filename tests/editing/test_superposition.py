@@ -8,7 +8,7 @@ import torch
 from facts import FACTS
 from lemoe_hf import LEMoEConfig
 from lemoe_hf.data import reference_prompts
-from lemoe_hf.editing.superposition import RIDGE, batches_by_overlap, keys_of
+from lemoe_hf.editing.superposition import RIDGE, batches_by_overlap, whitened_keys
 from lemoe_hf.editing.tokens import tokenize_edit
 from tiny import edited, put_edits
 
@@ -57,7 +57,7 @@ def test_keys_have_the_cosines_of_whitening_space(tokenizer, family: str):
     keys = torch.stack([row[item.start] for row, item in zip(states, items, strict=False)])
     gram = keys @ torch.linalg.inv(second) @ keys.T
     expected = gram / gram.diagonal().sqrt().outer(gram.diagonal().sqrt())
-    found = keys_of(edited(family), tokenizer, items)
+    found = whitened_keys(edited(family), tokenizer, items)
     torch.testing.assert_close(found @ found.T, expected.float(), rtol=1e-3, atol=1e-4)
     assert expected.fill_diagonal_(0).abs().max() > 0.1
 
@@ -65,11 +65,11 @@ def test_keys_have_the_cosines_of_whitening_space(tokenizer, family: str):
 def test_keys_are_read_from_the_base_model_and_leave_no_trace(tokenizer):
     items = [tokenize_edit(tokenizer, edit, 512) for edit in FACTS]
     model = edited("gpt2")  # which has dropout
-    before = keys_of(model, tokenizer, items)
+    before = whitened_keys(model, tokenizer, items)
     model.add_adapter("lower", LEMoEConfig(layers_to_transform=1, expert_dtype="float32", relation_gate=False))
     put_edits(model, [item.prompt for item in items], adapter_name="lower")
     model.base_model.set_adapter(["default", "lower"])
     model.train()
-    assert torch.equal(keys_of(model, tokenizer, items), before)
+    assert torch.equal(whitened_keys(model, tokenizer, items), before)
     assert model.training
     assert not any(layer.base_layer._forward_hooks for layer in model.base_model.lemoe_layers("default"))

@@ -3,7 +3,7 @@ import torch
 from peft import PeftModel
 from transformers import Trainer, TrainingArguments
 
-from facts import FACTS, learner, targets
+from facts import FACTS, editor_for, learner, plain, targets
 from lemoe_hf import CommitCallback, EditCollator, EditTrainer, LifelongEditor
 from tiny import adapter_state, assert_same, committed
 
@@ -224,3 +224,36 @@ def test_a_prompt_trained_again_is_one_edit(tokenizer):
     for _ in range(3):
         model(**batch).loss.backward()
     assert [entry["id"] for entry in LifelongEditor(model, tokenizer).edits()] == [0, 1]
+
+
+def test_what_a_loop_has_learned_is_not_rescaled_by_an_editor(tokenizer):
+    """An editor measures the unit of experts; those that are there were made without it."""
+    model = learner()
+    assert model.peft_config["default"].output_scale is None
+    batch = EditCollator(tokenizer)(FACTS[:2])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model.train()
+    for _ in range(60):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.base_model.commit()
+    model.eval()
+    with torch.no_grad():
+        before = model(**batch).logits
+    editor = LifelongEditor(model, tokenizer, plain())
+    result = editor.edit(FACTS[3])
+    scale = model.peft_config["default"].output_scale
+    assert scale != 1.0
+    assert result.after == [FACTS[3].target_new]
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, before)
+
+
+def test_other_processes_are_told_of_trained_prompts_only(tokenizer):
+    """An editor's edits in the open expert have anchors already, in every process."""
+    editor = editor_for(tokenizer, edits_per_expert=3, expert_dim=16)
+    editor.edit(FACTS[0])
+    before = editor.edits()
+    CommitCallback()._gather(editor.tuner)
+    assert editor.edits() == before

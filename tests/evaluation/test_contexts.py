@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 from facts import FACTS, editor_for
 from lemoe_hf import Edit, EditEvaluator
-from lemoe_hf.data import reference_prompts
+from lemoe_hf.data.reference import reference_prompts, unrelated_sentences
 from lemoe_hf.evaluation import contexts as module
 from lemoe_hf.evaluation.contexts import in_chat, unrelated
 
@@ -51,9 +51,13 @@ def test_a_prompt_stands_in_the_template_behind_a_few_sentences_and_at_the_end_o
             before = text.removesuffix(edit.prompt)
             assert before != text
             assert least <= len(chatting(before)["input_ids"]) < least + 150
-            assert any(before.startswith(sentence) for sentence in reference_prompts())
+            assert any(before.startswith(sentence) for sentence in unrelated_sentences())
     half = {f"free_reliability_{name}": 0.5 for name in ("chat", "prefix", "document")}
     assert figures == {"num_edits": 2, **half}
+
+
+def test_nothing_is_calibrated_on_what_stands_before():
+    assert not set(unrelated_sentences()) & set(reference_prompts())
 
 
 def test_without_a_template_there_is_no_chat(asked, tokenizer):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 
 from facts import FACTS, editor_for
 from lemoe_hf.evaluation import digest as module
-from lemoe_hf.evaluation.digest import digest, digest_of_base, digest_of_model, digest_of_tensor
+from lemoe_hf.evaluation.digest import digest, digest_of_base, digest_of_model, digest_of_tensor, digest_of_tokenizer
 from tiny import edited, tiny
 
 
@@ -82,3 +84,18 @@ def test_while_adapters_are_off_the_model_is_its_base(editor):
     editor.edit(FACTS[1])
     with editor.model.disable_adapter():
         assert digest_of_model(editor.model) == before
+
+
+def test_a_tokenizer_is_told_by_its_tokens_and_its_template(tokenizer):
+    same, chatting, larger = (copy.deepcopy(tokenizer) for _ in range(3))
+    chatting.chat_template = "{{ messages }}"
+    larger.add_tokens(["Zembla"])
+    assert digest_of_tokenizer(tokenizer) == digest_of_tokenizer(same)
+    assert len({digest_of_tokenizer(each) for each in (tokenizer, chatting, larger)}) == 3
+
+
+def test_what_cannot_be_measured_against_its_base_model_is_refused():
+    learned_prompts = get_peft_model(tiny(), PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
+    for model in (learned_prompts, tiny()):
+        with pytest.raises(TypeError, match=f"Only a PeftModel .* such as LEMoE or LoRA; got {type(model).__name__}"):
+            digest_of_base(model)

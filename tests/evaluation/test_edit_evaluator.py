@@ -196,3 +196,9 @@ def test_in_a_folder_nothing_is_measured_twice(editor, tokenizer, measures, tmp_
     monkeypatch.setattr(editor.model.base_model.model, "forward", runs)
     assert EditEvaluator(EDITS, measures=groups, work=tmp_path)(editor.model, tokenizer) == first
     assert EditEvaluator(EDITS, work=tmp_path)(editor.model, tokenizer) == {name: first[name] for name in measures}
+
+
+def test_edits_that_are_none_are_told_what_makes_them():
+    for wrong in (FACTS[0], [FACTS[0].to_dict()]):
+        with pytest.raises(TypeError, match="list of Edit objects; got .*`read_edits` makes them"):
+            EditEvaluator(wrong)

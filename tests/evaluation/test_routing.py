@@ -35,17 +35,19 @@ def routing(editor, edits, batch_size=16) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_prompts_reach_their_own_expert_or_not(editor, batch_size):
+    found = {"routed_prompt": 1.0, "deferred_prompt": 0.0}
     assert routing(editor, EDITS, batch_size) == [
-        {"routed_prompt": 1.0, "routed_rephrase": 0.5, "deferred": 1.0},
-        {"routed_prompt": 1.0, "routed_rephrase": 1.0, "deferred": 0.5},
-        {"routed_prompt": 1.0, "routed_rephrase": 0.0},  # another edit's expert answers that
-        {"routed_prompt": 0.0},
+        found | {"routed_rephrase": 0.5, "deferred_rephrase": 0.5, "deferred": 1.0},
+        found | {"routed_rephrase": 1.0, "deferred_rephrase": 0.0, "deferred": 0.5},
+        found | {"routed_rephrase": 0.0, "deferred_rephrase": 0.0},  # another edit's expert answers that
+        {"routed_prompt": 0.0, "deferred_prompt": 1.0},
     ]
 
 
 def test_figures_are_means_over_edits(editor, tokenizer):
     figures = EditEvaluator(EDITS, measures=["routing"])(editor.model, tokenizer)
-    assert figures == {"num_edits": 4, "routed_prompt": 0.75, "routed_rephrase": 0.5, "deferred": 0.75}
+    falsely = {"deferred_prompt": 0.25, "deferred_rephrase": pytest.approx(1 / 6)}
+    assert figures == {"num_edits": 4, "routed_prompt": 0.75, "routed_rephrase": 0.5, "deferred": 0.75} | falsely
 
 
 def test_a_prompt_that_was_edited_again_reaches_the_later_edit(tokenizer):
@@ -53,9 +55,9 @@ def test_a_prompt_that_was_edited_again_reaches_the_later_edit(tokenizer):
     later = Edit(FACTS[0].prompt, "Oman", subject=FACTS[0].subject)
     editor.edit(FACTS[0])
     editor.edit(later)
-    assert routing(editor, [FACTS[0], later]) == [{"routed_prompt": 0.0}, {"routed_prompt": 1.0}]
+    assert [score["routed_prompt"] for score in routing(editor, [FACTS[0], later])] == [0.0, 1.0]
     editor.undo(1)
-    assert routing(editor, [FACTS[0], later]) == [{"routed_prompt": 1.0}, {"routed_prompt": 0.0}]
+    assert [score["routed_prompt"] for score in routing(editor, [FACTS[0], later])] == [1.0, 0.0]
 
 
 def test_edits_of_one_expert_reach_it_together(tokenizer):
@@ -67,7 +69,8 @@ def test_edits_of_one_expert_reach_it_together(tokenizer):
 def test_nothing_is_routed_while_the_adapter_is_off(editor):
     with editor.model.disable_adapter():
         scores = routing(editor, EDITS[:1])
-    assert scores == [{"routed_prompt": 0.0, "routed_rephrase": 0.0, "deferred": 1.0}]
+    falsely = {"deferred_prompt": 1.0, "deferred_rephrase": 1.0}
+    assert scores == [{"routed_prompt": 0.0, "routed_rephrase": 0.0, "deferred": 1.0} | falsely]
 
 
 def test_a_router_that_errs_is_found_out(tokenizer):

@@ -48,7 +48,21 @@ def test_what_is_kept_agrees_with_generating_one_at_a_time(editor, tokenizer):
         "num_questions": 5,
         "same_subject_kept": pytest.approx(sum(shares) / 5),
         "same_subject_exact": 0.6,
+        "same_subject_kl": pytest.approx(sum(score["same_subject_kl"] for score in scores) / 5, rel=1e-4),
     }
+
+
+@torch.no_grad()
+def test_the_divergence_is_that_of_the_token_that_comes_next(editor, tokenizer):
+    scores = SameSubject([]).scores(editor.model, tokenizer, QUESTIONS)
+    assert [score["same_subject_kl"] for score in scores[:3]] == [0.0, 0.0, 0.0]
+    for question, score in zip(QUESTIONS[3:], scores[3:], strict=True):
+        ids = tokenizer(question, return_tensors="pt")["input_ids"]
+        after = editor.model(ids).logits[0, -1].log_softmax(-1)
+        with editor.model.disable_adapter():
+            before = editor.model(ids).logits[0, -1].log_softmax(-1)
+        expected = (before.exp() * (before - after)).sum().item()
+        assert 0 < expected == pytest.approx(score["same_subject_kl"], rel=1e-3)
 
 
 def test_the_base_model_answers_once_for_all_adapters(editor, tokenizer, tmp_path, monkeypatch):

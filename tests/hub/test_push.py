@@ -211,6 +211,11 @@ def test_more_edits_make_a_new_revision_and_the_old_one_still_answers_as_it_did(
         assert answers(loaded, FACTS[:1]) == (["Yemen"] if revision == old.oid else ["Zembla"])
 
 
+def test_what_transformers_takes_is_taken(hub, editor):
+    editor.model.push_to_hub(REPO, tags=["zembla"], max_shard_size="1GB")
+    assert {"zembla", "lemoe"} <= set(card_of(hub).data.tags)
+
+
 def test_what_is_there_already_makes_no_revision(hub, editor):
     revisions = {editor.push_to_hub(REPO).oid for _ in range(3)}
     assert len(revisions) == 1

@@ -98,7 +98,8 @@ class Edit:
         if answers is None:
             if kind == "portability" and prompts is not None:
                 raise ValueError(f"`portability_prompt` needs a `portability_ground_truth`; got {prompts!r} alone.")
-        elif type(prompts) is not type(answers) or len(_several(prompts)) != len(_several(answers)):
+            return
+        if type(prompts) is not type(answers) or len(_several(prompts)) != len(_several(answers)):
             raise ValueError(
                 f"`{kind}_ground_truth` must be one text if `{kind}_prompt` is one, else a list of as many; "
                 f"got {answers!r} for {prompts!r}."
@@ -107,13 +108,17 @@ class Edit:
     def probes(self, kind: Literal["rephrase", "locality", "portability"]) -> list[tuple[str, str | None]]:
         """The prompts that measure the edit, each with its answer; `None` where the answer is not known.
 
-        A rephrasing asks for `target_new`. Blank prompts are left out.
+        A rephrasing asks for `target_new`. Blank prompts are left out, and so is what follows from an edit if its answer is
+        blank: every text begins with nothing.
         """
         prompts = _several(getattr(self, f"{kind}_prompt"))
         answers: tuple[str | None, ...] = (self.target_new,) * len(prompts)
         if kind != "rephrase":
             answers = _several(getattr(self, f"{kind}_ground_truth")) or (None,) * len(prompts)
-        return [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if prompt.strip()]
+        pairs = zip(prompts, answers, strict=True)
+        if kind == "portability":
+            return [(prompt, answer) for prompt, answer in pairs if prompt.strip() and answer and answer.strip()]
+        return [(prompt, answer) for prompt, answer in pairs if prompt.strip()]
 
     def subject_span(self) -> tuple[int, int] | None:
         """Where the subject stands in the prompt, as characters; `None` where there is none to be found."""

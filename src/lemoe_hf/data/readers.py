@@ -37,7 +37,7 @@ def read_edits(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], for
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a record is not a JSON object, or its prompt or target is missing or empty; the message names the
-            file, the line and the key. Also if the file is not UTF-8, if there are no edits, or no such format.
+            file, the line and the key. Also if the file is not UTF-8, if there are no edits, no such format, or no list.
 
     Example:
 
@@ -49,6 +49,11 @@ def read_edits(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], for
     """
     if format is not None and format not in FORMATS:
         raise ValueError(f"There is no format {format!r}. Take one of {sorted(FORMATS)}, or leave it out.")
+    if isinstance(source, Mapping):
+        raise ValueError(
+            f"Records come in a list; got a mapping with the keys {list(source)[:10]}. Pass one split of a `DatasetDict`, as "
+            f"in `dataset['train']`, and one record as `[record]`."
+        )
     if isinstance(source, (str, os.PathLike)):
         name, found = str(source), records(Path(source))
     else:

@@ -1,6 +1,7 @@
-"""Prompts that were written for this package, to calibrate on.
+"""Texts that were written for this package, to calibrate on, and others to measure with.
 
-`reference_prompts.txt` holds everyday prompts that no edit is about. `relations.jsonl` holds relations, each asked for in
+`reference_prompts.txt` holds everyday prompts that no edit is about, and `unrelated_sentences.txt` sentences for prompts to
+stand behind: nothing is calibrated on these. `relations.jsonl` holds relations, each asked for in
 a dozen ways, and `subjects.jsonl` invented names of every kind of subject that they are asked of.
 """
 
@@ -25,6 +26,12 @@ class RelationPrompt(NamedTuple):
 def reference_prompts() -> tuple[str, ...]:
     """About two hundred everyday prompts, one a line of `reference_prompts.txt`."""
     return tuple(line for line in _lines("reference_prompts.txt") if line.strip())
+
+
+@cache
+def unrelated_sentences() -> tuple[str, ...]:
+    """Some sixty sentences of everyday prose, one a line of `unrelated_sentences.txt`."""
+    return tuple(line for line in _lines("unrelated_sentences.txt") if line.strip())
 
 
 @cache

@@ -22,12 +22,14 @@ from ..generation import pad_right
 from ..routing.context import RoutingContext
 from ..routing.route import Route
 from ..tuners.lemoe.layer import LEMoELayer
-from .hooks import first_column_only, only_targets, replaced_forward
+from .hooks import replaced_forward, seeing_only
 from .samples import Sample
 
 
 # Fewer tokens than this that all texts of a batch begin with are not worth a forward pass of their own.
 SHARED_PREFIX = 8
+# Where logits are not needed, the language modelling head is left with one column.
+FIRST_COLUMN = (slice(None), slice(1))
 
 
 class CachedBatch:
@@ -89,7 +91,7 @@ class CachedBatch:
         recorded: dict[str, object] = {}
         with ExitStack() as stack:
             stack.enter_context(self.context.pinned({}))
-            stack.enter_context(first_column_only(self.root.get_output_embeddings()))
+            stack.enter_context(seeing_only(self.root.get_output_embeddings(), FIRST_COLUMN))
             cache = None
             if shared:
                 cache = self.root(input_ids=ids[:1, :shared], use_cache=True).past_key_values
@@ -220,7 +222,7 @@ class CachedBatch:
             stack.enter_context(self.context.pinned(routes))
             for block in self.blocks:
                 stack.enter_context(replaced_forward(block, self.hidden))
-            stack.enter_context(only_targets(self.root.get_output_embeddings(), self.is_target))
+            stack.enter_context(seeing_only(self.root.get_output_embeddings(), self.is_target))
             output = self.root(
                 input_ids=self.ids,
                 attention_mask=torch.cat([self.past, self.valid], 1).long(),

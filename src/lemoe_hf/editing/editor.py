@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,10 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..data.edit import Edit
-from ..generation import answers, evaluating, pad_right
+from ..generation import answers, evaluating, pad_right, padding_of
 from ..routing.anchors import Anchor
 from ..routing.relations import Relations
+from ..structure import text_config
 from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch
@@ -26,7 +28,7 @@ from .arguments import EditingArguments
 from .explanation import Explanation, explain
 from .parallel import processes, train_by_all_processes
 from .push import push_model
-from .relations import fit_relations, keys_of
+from .relations import fit_relations, relation_keys
 from .result import EditResult
 from .samples import Sample, samples_of
 from .save import save_adapter
@@ -82,17 +84,13 @@ class LifelongEditor:
                 f"LifelongEditor needs a PeftModel with a LEMoE adapter; got {type(model).__name__}. Make one with "
                 f"`get_peft_model(model, LEMoEConfig())`."
             )
-        if tokenizer.pad_token_id is None:
-            raise ValueError(
-                f"{type(tokenizer).__name__} has no padding token. Set one first, for example "
-                f"`tokenizer.pad_token = tokenizer.eos_token`."
-            )
+        pad = padding_of(tokenizer)
         self.model, self.tuner, self.tokenizer = model, tuner, tokenizer
         self.adapter_name = tuner._adapter(adapter_name)
         default = EditingArguments() if self.config.normalize else EditingArguments.paper()
         self.arguments = arguments or default
         self._calibration: Calibration | None = None
-        self._trunk = Trunk(self.root, tuner.context, tokenizer.pad_token_id)
+        self._trunk = Trunk(self.root, tuner.context, pad)
 
     @property
     def config(self):
@@ -123,7 +121,7 @@ class LifelongEditor:
         """
         edits = [edits] if isinstance(edits, (Edit, str, dict)) else list(edits)
         tokenized = self._tokenized(edits)
-        self._check_active()
+        self.check_active()
         began = time.perf_counter()
         was_trainable = self._lead.lemoe_open[self.adapter_name].in_proj.requires_grad
         records: list[dict] = []
@@ -147,20 +145,22 @@ class LifelongEditor:
         return EditResult(self, records, time.perf_counter() - began)
 
     def _tokenized(self, edits: list[Edit]) -> list[TokenizedEdit]:
-        limit = getattr(self.root.config.get_text_config(), "max_position_embeddings", None) or -1
+        limit = getattr(text_config(self.root), "max_position_embeddings", None) or -1
         limit = limit if limit > 0 else 2**31  # XLNet, which has no limit, says -1
         return tokenize_edits(self.tokenizer, edits, limit, self.arguments.contexts)
 
-    def _check_active(self) -> None:
+    def check_active(self) -> None:
+        """
+        Raises:
+            ValueError: If the adapter is not active, or adapters are disabled.
+        """
         if self.adapter_name not in self._lead.active_adapters:
             raise ValueError(
-                f"The adapter {self.adapter_name!r} is not active, so that nothing can be trained through it. Call "
+                f"The adapter {self.adapter_name!r} is not active, so that nothing goes through it. Call "
                 f"`model.set_adapter({self.adapter_name!r})` first."
             )
         if self._lead.disable_adapters:
-            raise ValueError(
-                "The adapters are disabled, so that nothing can be trained. Leave `disable_adapter()` first."
-            )
+            raise ValueError("The adapters are disabled: nothing goes through them. Leave `disable_adapter()` first.")
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -174,9 +174,18 @@ class LifelongEditor:
             self._calibration = Calibration(self.tokenizer)
         with evaluating(self.root):
             if self.config.normalize and self.config.output_scale is None:
-                self.config.output_scale = output_scale(self.root, self.tuner.context, self._lead, self.tokenizer)
+                self._set_output_scale()
             if self._relations is not None and not self._relations.is_fitted:
                 fit_relations(self._relations, self.root, self.tuner.context, self.adapter_name, self.tokenizer)
+
+    def _set_output_scale(self) -> None:
+        scale = output_scale(self.root, self.tuner.context, self._lead, self.tokenizer)
+        if self.edits():  # from a training loop, which knows of no scale; a power of two takes no bit from them
+            scale = 2.0 ** round(math.log2(scale))
+            for layer in self.tuner.lemoe_layers(self.adapter_name):
+                for experts in (layer.lemoe_bank[self.adapter_name], layer.lemoe_open[self.adapter_name]):
+                    experts.out_proj.div_(scale)
+        self.config.output_scale = scale
 
     @property
     def _relations(self) -> Relations | None:
@@ -257,8 +266,8 @@ class LifelongEditor:
         batch, samples = self._trunk.run(self._samples(tokenized))
         if self.config.routing == "kv_anchor":
             prompts = [sample.prompt for sample in samples]
-            ids, mask = pad_right(prompts, self.tokenizer.pad_token_id, batch.start.device)
-            batch.anchors = self._router.anchors_of(self.root, ids.masked_fill(mask == 0, -1), {})
+            ids, _ = pad_right(prompts, -1, batch.start.device)
+            batch.anchors = self._router.anchors_of(self.root, ids, {})
         return train_experts(self.tuner, name, batch, self.arguments), batch
 
     def _replay(self, step: Step) -> list[TokenizedEdit]:
@@ -299,7 +308,8 @@ class LifelongEditor:
         items = [item for entry, item in zip(entries, tokenized, strict=True) if entry["id"] in by_subject]
         if relations is None or not items:
             return None
-        return sorted(by_subject), *keys_of(relations, self.root, self.tuner.context, self.adapter_name, items, pad)
+        keys = relation_keys(relations, self.root, self.tuner.context, self.adapter_name, items, pad)
+        return sorted(by_subject), *keys
 
     # ------------------------------------------------------------------------------------------------ looking and undo
 
@@ -327,16 +337,28 @@ class LifelongEditor:
 
         Raises:
             KeyError: If there is no such edit.
+            ValueError: If the adapter routes every prompt, whether an edit is found or not (`deferral=False`).
         """
         return self.tuner.remove_edit(edit_id, self.adapter_name)
 
     def explain(self, prompt: str) -> Explanation:
-        """Which edit would answer a prompt, found by what and how surely; or that the base model does."""
+        """
+        Which edit answers a prompt, found by what and how surely; or that the base model does.
+
+        Raises:
+            TypeError, ValueError: As of [`explain`].
+        """
         return explain(self, prompt)
 
     @contextmanager
     def without(self, edit_ids: set[int]):
-        """Inside, the model answers as if these edits had not been made."""
+        """
+        Inside, the model answers as if these edits had not been made.
+
+        Raises:
+            ValueError: If the adapter routes every prompt, whether an edit is found or not (`deferral=False`).
+        """
+        self.tuner.check_deferral(self.adapter_name)
         anchors = self._lead.lemoe_anchors
         kept = anchors[self.adapter_name]
         fewer = deepcopy(kept)

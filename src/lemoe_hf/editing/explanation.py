@@ -73,7 +73,16 @@ class Explanation:
 
 
 def explain(editor: LifelongEditor, prompt: str) -> Explanation:
-    """Which edit would answer a prompt, found by what and how surely; or that the base model does."""
+    """
+    Which edit answers a prompt, found by what and how surely; or that the base model does.
+
+    Raises:
+        TypeError: If the prompt is no text.
+        ValueError: If the adapter is not active, or adapters are disabled: then no edit answers anything.
+    """
+    if not isinstance(prompt, str):
+        raise TypeError(f"One prompt is explained at a time, and it is a text; got {prompt!r:.100}.")
+    editor.check_active()
     config, lead = editor.config, editor.tuner.lemoe_layers(editor.adapter_name)[0]
     anchors = lead.lemoe_anchors[editor.adapter_name]
     ids = editor.tokenizer(prompt)["input_ids"]
@@ -90,12 +99,13 @@ def explain(editor: LifelongEditor, prompt: str) -> Explanation:
     matches = [each for match in reversed(found) for each in (match, *match.rivals)]
     match = next((match for match in matches if match.expert == expert), None)
     if match is None:  # of those that are not asked for, the one that comes nearest
-        match = max(matches, key=lambda match: asked.get(match.edit, (0.0, 0.0))[0])
+        match = max(matches, key=lambda match: asked.get(match.edit, (-torch.inf, 0.0))[0])
     entry = next(entry for entry in editor.edits() if entry["id"] == match.edit)
-    text = editor.tokenizer.decode(ids[max(match.first, 0) : match.last + 1])
+    text = editor.tokenizer.decode(ids[match.first : match.last + 1])
     entry = entry if entry["expert"] == expert else None
     relation = asked.get(match.edit, (None, None))
-    return Explanation(prompt, entry, expert, match.score, config.threshold or match.threshold, text, *relation)
+    threshold = match.threshold if match.is_prompt else config.threshold or match.threshold
+    return Explanation(prompt, entry, expert, match.score, threshold, text, *relation)
 
 
 @torch.no_grad()

@@ -91,19 +91,9 @@ def replaced_forward(module: nn.Module, output):
 
 
 @contextmanager
-def only_targets(head: nn.Module, is_target: torch.Tensor):
-    """Let the language modelling head see target tokens only, as one flat batch."""
-    hook = head.register_forward_pre_hook(lambda module, args: (args[0][is_target], *args[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def first_column_only(head: nn.Module):
-    """Let the language modelling head do next to nothing, where logits are not needed."""
-    hook = head.register_forward_pre_hook(lambda module, args: (args[0][:, :1], *args[1:]))
+def seeing_only(module: nn.Module, part):
+    """Let a module, such as the language modelling head, see only that part of what it is given, as an index tells it."""
+    hook = module.register_forward_pre_hook(lambda module, args: (args[0][part], *args[1:]))
     try:
         yield
     finally:

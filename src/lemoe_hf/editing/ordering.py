@@ -24,8 +24,8 @@ from ..data.edit import Edit
 from ..generation import pad_right
 from ..routing.kv_anchor import KVRouter
 from .hooks import PROMPTS_AT_ONCE
-from .superposition import batches_by_overlap, keys_of
-from .tokens import TokenizedEdit, tokenize_edit
+from .superposition import batches_by_overlap, whitened_keys
+from .tokens import TokenizedEdit, contradiction, tokenize_edit
 
 
 OrderBy = Literal["none", "kmeans", "hierarchical", "superposition", "random"]
@@ -102,7 +102,7 @@ def plan_order(
         permutation = list(range(len(edits)))
     else:
         if by == "superposition":
-            batches = batches_by_overlap(keys_of(model, tokenizer, items), step)
+            batches = batches_by_overlap(whitened_keys(model, tokenizer, items), step)
         else:
             batches = batches_by_cluster(anchors, clusters_of(anchors, -(-len(edits) // step), by, seed), step)
         batches = sorted(map(sorted, batches), key=lambda batch: (len(batch) < step, batch))
@@ -122,14 +122,12 @@ def _check(edits: Sequence[Edit], by: str, step: int) -> None:
             f"`step` must be at least {least} for `by={by!r}`; got {step!r}. To make edits one at a time, plan with the "
             f"number of edits that share an expert, and follow the permutation."
         )
-    targets: dict[str, str] = {}
-    for edit in edits:
-        other = targets.setdefault(edit.prompt.strip(), edit.target_new.strip())
-        if by != "none" and other != edit.target_new.strip():
-            raise ValueError(
-                f"The prompt {edit.prompt!r} comes with the targets {other!r} and {edit.target_new.strip()!r}. The later "
-                f"one holds, so that these edits cannot be reordered. Keep one, or pass `by='none'`."
-            )
+    pair = contradiction(edits)
+    if pair and by != "none":
+        raise ValueError(
+            f"The prompt {pair[1].prompt!r} comes with the targets {pair[0].target_new!r} and {pair[1].target_new!r}. The "
+            f"later one holds, so that these edits cannot be reordered. Keep one, or pass `by='none'`."
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- measures
@@ -161,9 +159,9 @@ def anchors_of(model: PeftModel | PreTrainedModel, items: Sequence[TokenizedEdit
     """The anchors that the paper routes by (section 4.2), of shape `(n, d)` and of unit norm: mean input embeddings."""
     device, found = next(model.get_input_embeddings().parameters()).device, []
     for first in range(0, len(items), PROMPTS_AT_ONCE):
-        ids, mask = pad_right([item.prompt for item in items[first : first + PROMPTS_AT_ONCE]], 0, device)
+        ids, _ = pad_right([item.prompt for item in items[first : first + PROMPTS_AT_ONCE]], -1, device)
         with torch.no_grad():
-            found.append(KVRouter.anchors_of(model, ids.masked_fill(mask == 0, -1), {}).float().cpu())
+            found.append(KVRouter.anchors_of(model, ids, {}).float().cpu())
     return F.normalize(torch.cat(found), dim=-1)
 
 

@@ -67,6 +67,8 @@ def push_folder(
     commit_message: str | None = None,
     commit_description: str | None = None,
     create_pr: bool = False,
+    tags: list[str] | None = None,
+    max_shard_size: int | str | None = None,
 ) -> CommitInfo:
     """
     Push a saved adapter to the Hugging Face Hub: its weights, config, card and `edits.jsonl`, in one commit.
@@ -90,6 +92,8 @@ def push_folder(
         commit_message (`str`, *optional*): By default the number of edits.
         commit_description (`str`, *optional*): More about it.
         create_pr (`bool`, *optional*, defaults to `False`): Open a pull request instead.
+        tags (`list[str]`, *optional*): Further tags of the card.
+        max_shard_size (*optional*): Taken as transformers takes it, and of no effect: an adapter is one file.
 
     Raises:
         ValueError: If the folder holds no adapter, or a damaged one.
@@ -103,7 +107,7 @@ def push_folder(
         for name in (CONFIG, WEIGHTS, CARD, EDITS):
             if Path(directory, name).is_file():
                 shutil.copy(Path(directory, name), draft)
-        num_edits = prepare(draft, repo_id, push_edits)
+        num_edits = prepare(draft, repo_id, push_edits, tags or [])
         operations: list = [CommitOperationAdd(path.name, path) for path in sorted(draft.iterdir())]
         if not push_edits and api.file_exists(repo_id, EDITS, revision=revision):
             operations.append(CommitOperationDelete(EDITS))
@@ -125,7 +129,7 @@ def make_repository(api: HfApi, repo_id: str, private: bool | None, branch: str 
     return repo_id
 
 
-def prepare(draft: Path, repo_id: str, push_edits: bool) -> int:
+def prepare(draft: Path, repo_id: str, push_edits: bool, tags: list[str]) -> int:
     """Make the files of a saved adapter ready for everybody to see, and return the number of its edits."""
     base_model = json.loads((draft / CONFIG).read_text())["base_model_name_or_path"]
     if not is_on_hub(base_model):
@@ -141,6 +145,7 @@ def prepare(draft: Path, repo_id: str, push_edits: bool) -> int:
     complete_card(draft, base_model, entries, pushed=True)
     card = ModelCard.load(draft / CARD, ignore_metadata_errors=True)
     card.text = card.text.replace(f'"{ADAPTER}"', f'"{repo_id}"')
+    card.data.tags = sorted({*card.data.tags, *tags})
     card.save(draft / CARD)
     return len(entries)
 

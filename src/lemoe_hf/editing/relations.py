@@ -115,7 +115,7 @@ def fit_relations(
         logger.warning(f"{path} cannot be written ({error}); the next new adapter learns the relations again.")
 
 
-def keys_of(
+def relation_keys(
     relations: Relations,
     root: nn.Module,
     context: RoutingContext,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -23,7 +24,8 @@ class EditResult:
         records (`list[dict]`): One an edit: `id`, `expert`, `edit`, the final `loss` in nats a token, and `steps`.
         seconds (`float`): Time the call took.
 
-    The answers `before` and `after` are generated when they are first asked for, and so is the printed table.
+    The answers `before` and `after` are generated when they are first asked for, and so is the printed table. With
+    `deferral=False` no edit can be left out: `before` are then the base model's, and `after` those of all edits.
     """
 
     editor: LifelongEditor = field(repr=False)
@@ -37,23 +39,27 @@ class EditResult:
     def ids(self) -> list[int]:
         return [record["id"] for record in self.records]
 
-    def _answers(self, since: int) -> list[str]:
-        """Answers as if no edit had been made from the one with the identifier `since` on."""
+    def _answers(self) -> list[str]:
         edits = [record["edit"] for record in self.records]
         bounds = [len(self.editor.tokenizer(edit["target_new"])["input_ids"]) + 4 for edit in edits]
-        later = {entry["id"] for entry in self.editor.edits() if entry["id"] >= since}
-        with self.editor.without(later):
-            return [text.strip() for text in self.editor.answers([edit["prompt"] for edit in edits], bounds)]
+        return [text.strip() for text in self.editor.answers([edit["prompt"] for edit in edits], bounds)]
+
+    def _without(self, since: int):
+        """Inside, no edit has been made from the one with the identifier `since` on."""
+        return self.editor.without({entry["id"] for entry in self.editor.edits() if entry["id"] >= since})
 
     @cached_property
     def before(self) -> list[str]:
         """Answers of the model as it was before these edits."""
-        return self._answers(since=min(self.ids))
+        can_defer = self.editor.config.deferral
+        with self._without(min(self.ids)) if can_defer else self.editor.model.disable_adapter():
+            return self._answers()
 
     @cached_property
     def after(self) -> list[str]:
         """Answers of the model with these edits, and none that came later."""
-        return self._answers(since=max(self.ids) + 1)
+        with self._without(max(self.ids) + 1) if self.editor.config.deferral else nullcontext():
+            return self._answers()
 
     def rows(self) -> list[dict]:
         """One row an edit, as printed."""

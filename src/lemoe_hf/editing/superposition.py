@@ -35,7 +35,7 @@ def batches_by_overlap(keys: torch.Tensor, step: int) -> list[list[int]]:
     A batch starts with the first edit that is left, and takes one by one the edit that overlaps most with all it holds.
 
     Args:
-        keys (`torch.Tensor` of shape `(n, d)`): Whitened and of unit norm, from [`keys_of`].
+        keys (`torch.Tensor` of shape `(n, d)`): Whitened and of unit norm, from [`whitened_keys`].
     """
     left, batches = torch.ones(len(keys), dtype=torch.bool), []
     while left.any():
@@ -49,7 +49,7 @@ def batches_by_overlap(keys: torch.Tensor, step: int) -> list[list[int]]:
     return batches
 
 
-def keys_of(
+def whitened_keys(
     model: PeftModel | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[TokenizedEdit]
 ) -> torch.Tensor:
     r"""

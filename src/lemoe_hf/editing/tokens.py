@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.edit import Edit
 from ..data.reference import reference_prompts
+from ..generation import pad_right
 from ..routing.anchors import LOWEST_THRESHOLD, Anchor, Anchors
 
 
@@ -61,15 +62,23 @@ def tokenize_edits(
     wrong = next((edit for edit in edits if not isinstance(edit, Edit)), None)
     if wrong is not None:
         raise TypeError(f"Edits must be lemoe_hf.Edit objects; got {type(wrong).__name__}: {wrong!r}.")
-    targets: dict[str, str] = {}
-    for edit in edits:
-        other = targets.setdefault(edit.prompt.strip(), edit.target_new.strip())
-        if other != edit.target_new.strip():
-            raise ValueError(
-                f"The prompt {edit.prompt!r} is in this batch twice, with the targets {other!r} and "
-                f"{edit.target_new.strip()!r}. Keep one, or edit them one after the other: the later one wins."
-            )
+    pair = contradiction(edits)
+    if pair:
+        raise ValueError(
+            f"The prompt {pair[1].prompt!r} is in this batch twice, with the targets {pair[0].target_new!r} and "
+            f"{pair[1].target_new!r}. Keep one, or edit them one after the other: the later one wins."
+        )
     return [tokenize_edit(tokenizer, edit, max_length, contexts) for edit in edits]
+
+
+def contradiction(edits: Sequence[Edit]) -> tuple[Edit, Edit] | None:
+    """The first two edits that give one prompt different targets."""
+    first: dict[str, Edit] = {}
+    for edit in edits:
+        other = first.setdefault(edit.prompt.strip(), edit)
+        if other.target_new.strip() != edit.target_new.strip():
+            return other, edit
+    return None
 
 
 def tokenize_edit(
@@ -83,7 +92,7 @@ def tokenize_edit(
     Raises:
         ValueError: If the target has no tokens, or prompt, target and end are longer than `max_length` tokens.
     """
-    prompt = edit.prompt.rstrip() or edit.prompt
+    prompt = edit.prompt.rstrip()
     ids = tokenizer(prompt)["input_ids"]
     target = continuation(tokenizer, prompt, edit.target_new.strip())
     if not target:
@@ -97,20 +106,18 @@ def tokenize_edit(
     lead = leading(ids, plain)
     span = edit.subject_span()
     first, last = (0, len(plain) - 1) if span is None else columns(tokenizer, prompt, plain, *span)
-    spans = {(tuple(plain), True, last): None}
+    spans = {tuple(plain): (True, last)}
     for spelled in spellings(tokenizer, prompt):
         # Behind other text only the first tokens differ, so that the subject keeps its distance from the end.
-        spans[(spelled, True, len(spelled) - (len(plain) - last))] = None
+        spans.setdefault(spelled, (True, max(len(spelled) - (len(plain) - last), 0)))
     if span is not None:
         subject = prompt[slice(*span)]
-        for spelled in [tuple(plain[first : last + 1]), *spellings(tokenizer, subject)]:
-            spans[(spelled, False, len(spelled) - 1)] = None
-        if not subject.islower():
-            for spelled in spellings(tokenizer, subject.lower()):
-                spans[(spelled, False, len(spelled) - 1)] = None
-    unique = {tokens: (tokens, is_prompt, max(start, 0)) for tokens, is_prompt, start in reversed(spans) if tokens}
+        found = tuple(plain[first : last + 1])
+        for spelled in (found, *spellings(tokenizer, subject), *spellings(tokenizer, subject.lower())):
+            spans.setdefault(spelled, (False, len(spelled) - 1))
     elsewhere = [row for row in in_contexts(tokenizer, edit, contexts) if len(row[0]) + len(row[1]) + 1 <= max_length]
-    return TokenizedEdit(ids, target, lead + first, lead + last, list(reversed(unique.values())), elsewhere)
+    anchors = [(tokens, *rest) for tokens, rest in spans.items() if tokens]
+    return TokenizedEdit(ids, target, lead + first, lead + last, anchors, elsewhere)
 
 
 def in_contexts(
@@ -177,8 +184,7 @@ class Calibration:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         sequences = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in reference_prompts()]
-        width = max(map(len, sequences))
-        self.ids = torch.tensor([sequence + [-1] * (width - len(sequence)) for sequence in sequences])
+        self.ids, _ = pad_right(sequences, -1, torch.device("cpu"))
 
     def anchors(self, tokenized: TokenizedEdit, edit: int, expert: int) -> list[Anchor]:
         found = Anchors()

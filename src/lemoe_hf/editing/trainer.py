@@ -36,7 +36,8 @@ class CommitCallback(TrainerCallback):
         """Put in scope what other processes have trained: they share the experts' weights, but not the prompts they saw."""
         lead = tuner.lemoe_layers()[0]
         expert = len(lead.lemoe_bank[tuner.active_adapters[0]])
-        own = {tuple(entry["prompt_ids"]): entry for entry in tuner.ledger() if entry["expert"] >= expert}
+        trained = [entry for entry in tuner.ledger() if entry["expert"] >= expert and "prompt_ids" in entry]
+        own = {tuple(entry["prompt_ids"]): entry for entry in trained}
         seen = {tuple(entry["prompt_ids"]): entry for entry in gather_object(list(own.values()))}
         first = lead.lemoe_anchors[tuner.active_adapters[0]].next_edit()
         missing = [prompt for prompt in seen if prompt not in own]

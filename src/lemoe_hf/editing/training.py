@@ -16,6 +16,8 @@ from .arguments import EditingArguments
 SAMPLES_AT_ONCE = 64
 # What a nat of an edit's own prompt counts, beside one of its other surroundings, until it is learned.
 FIRST_OF_ALL = 1000.0
+# Keys and projections have no scale that a learning rate could be relative to.
+ROUTER_LEARNING_RATE = 2e-3
 
 
 class EditingError(RuntimeError):
@@ -31,10 +33,35 @@ class EditingError(RuntimeError):
 
 @dataclass
 class TrainingOutcome:
-    """Final loss, in nats a token, and number of steps of every expert trained."""
+    """Final loss, in nats a token, and number of steps of every expert trained; of passes, where it holds several edits."""
 
     losses: list[float]
     steps: list[int]
+
+
+class BestWeights:
+    """
+    Weights of experts that are kept while training goes on.
+
+    Args:
+        weights (`list` of `torch.Tensor`, each of shape `(n, ...)`): Those in training.
+    """
+
+    def __init__(self, weights: list[torch.Tensor]):
+        self.weights, self.kept = weights, [weight.detach().clone() for weight in weights]
+        num, device = len(weights[0]), weights[0].device
+        self.score, self.losses = (torch.full((num,), value, device=device) for value in (torch.inf, torch.nan))
+
+    def keep(self, which: torch.Tensor, score: torch.Tensor, losses: torch.Tensor) -> None:
+        """Keep the weights as they are now of those `which`, of shape `(n,)`."""
+        self.score, self.losses = torch.where(which, score, self.score), torch.where(which, losses, self.losses)
+        for kept, weight in zip(self.kept, self.weights, strict=True):
+            kept[which] = weight.detach()[which]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for kept, weight in zip(self.kept, self.weights, strict=True):
+            weight.copy_(kept)
 
 
 def train_experts(
@@ -62,47 +89,41 @@ def train_experts(
     generator = torch.Generator().manual_seed(arguments.seed)
 
     num, expert = len(modules[0]), batch.expert
-    own = [weight for module in modules for weight in module.weights().values()]
-    final = [weight.detach().clone() for weight in own]
-    losses, best = (torch.full((num,), value, device=expert.device) for value in (torch.nan, torch.inf))
+    best = BestWeights([weight for module in modules for weight in module.weights().values()])
     steps = [0] * num
     active = torch.ones(num, dtype=torch.bool, device=expert.device)
     pending = batch.own
     latest = torch.zeros_like(expert, dtype=torch.float32)
     count, own_count = torch.bincount(expert, minlength=num), torch.bincount(expert[batch.own], minlength=num)
     for step in range(arguments.max_steps + 1):
+        is_last = step == arguments.max_steps
         rows = pending.nonzero().flatten()
         run = torch.bincount(expert[rows], minlength=num)
         optimizer.zero_grad()
-        if alone:  # texts of about one length: a step has little padding, and its memory a bound
-            parts = rows[batch.num_columns[rows].argsort(stable=True)].split(SAMPLES_AT_ONCE)
-        else:
-            parts = rows[torch.randperm(len(rows), generator=generator).to(rows.device)].split(arguments.batch_size)
-        for part_rows in parts:
+        for part_rows in parts_of(batch, rows, None if alone else arguments.batch_size, generator):
             part = batch.select(part_rows)
             sample_losses, router_loss = step_losses(tuner, adapter_name, part)
             latest[part_rows] = sample_losses.detach().float()
             share = len(part_rows) / len(rows)
             ((sample_losses / run[part.expert]).sum() + share * router_loss).backward()
             # The weights of a pass that finds all learned, and of the last one, are to be those that it measured.
-            if not alone and step < arguments.max_steps and (latest[part_rows] > arguments.stop_loss).any():
+            if not alone and not is_last and (latest[part_rows] > arguments.stop_loss).any():
                 optimizer.step()
                 optimizer.zero_grad()
         broken = expert[~torch.isfinite(latest)].unique().tolist()
         if broken:
             value = latest[~torch.isfinite(latest)][0].item()
             raise EditingError(f"The loss became {value} after {step} steps.", broken)
+
         unlearned = torch.bincount(expert[latest > arguments.stop_loss], minlength=num) > 0
         learned = ~unlearned & (run == count)
         mean = torch.zeros(num, device=latest.device).index_add(0, expert, latest) / count.clamp(min=1)
         of_own = torch.zeros(num, device=latest.device).index_add(0, expert[batch.own], latest[batch.own])
         score = mean + FIRST_OF_ALL * (of_own / own_count.clamp(min=1) - arguments.stop_loss).clamp(min=0)
-        stayed = alone or step == arguments.max_steps  # the weights, during this pass
-        keeps = active & (learned | ((run == count) & (score < best) & stayed))
-        best, losses = torch.where(keeps, score, best), torch.where(keeps, mean, losses)
-        for kept, weight in zip(final, own, strict=True):
-            kept[keeps] = weight.detach()[keeps]
-        done = active & (learned | (step == arguments.max_steps))
+        is_measured = (run == count) & (alone or is_last)  # all samples, by the weights as they are now
+        best.keep(active & (learned | (is_measured & (score < best.score))), score, mean)
+
+        done = active & (learned | is_last)
         for i in done.nonzero().flatten().tolist():
             steps[i] = step
         active = active & ~done
@@ -113,15 +134,23 @@ def train_experts(
         pending = active[expert] & ((latest > arguments.stop_loss) | ~unlearned[expert])
         if step == arguments.max_steps - 1:
             pending = active[expert]
-    with torch.no_grad():
-        for kept, weight in zip(final, own, strict=True):
-            weight.copy_(kept)
+    best.restore()
     optimizer.zero_grad()
-    return TrainingOutcome(losses.tolist(), steps)
+    return TrainingOutcome(best.losses.tolist(), steps)
+
+
+def parts_of(
+    batch: CachedBatch, rows: torch.Tensor, size: int | None, generator: torch.Generator
+) -> tuple[torch.Tensor, ...]:
+    """Rows in parts of `size`, drawn at random; without a size, parts that are cheap to run."""
+    if size is not None:
+        return rows[torch.randperm(len(rows), generator=generator).to(rows.device)].split(size)
+    # Texts of about one length: a pass has little padding, and its memory a bound.
+    return rows[batch.num_columns[rows].argsort(stable=True)].split(SAMPLES_AT_ONCE)
 
 
 def optimizer_of(tuner: LEMoEModel, adapter_name: str, arguments: EditingArguments) -> torch.optim.Optimizer:
-    """AdamW over the open experts, and the router if it is trained, all of which it sets to be trained."""
+    """AdamW over the open experts, and the router if it is trained; marks them trainable."""
     layers = tuner.lemoe_layers(adapter_name)
     groups = []
     for layer in layers:
@@ -131,7 +160,7 @@ def optimizer_of(tuner: LEMoEModel, adapter_name: str, arguments: EditingArgumen
             groups.append({"params": [weight], "lr": arguments.learning_rate * scale})
     if tuner.peft_config[adapter_name].routing == "kv_anchor":
         router = layers[0].lemoe_router[adapter_name].requires_grad_(True)
-        learning_rate = 2e-3 if arguments.relative else arguments.learning_rate
+        learning_rate = ROUTER_LEARNING_RATE if arguments.relative else arguments.learning_rate
         groups.append({"params": list(router.parameters()), "lr": learning_rate})
     # A weight decay would pull on experts that are done.
     return torch.optim.AdamW(groups, betas=arguments.betas, weight_decay=0.0)

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..data.edit import Edit
-from ..data.reference import reference_prompts
+from ..data.reference import unrelated_sentences
 from ..generation import answers
 from .metrics import starts_with
 
@@ -22,7 +22,7 @@ class Contexts:
     """
     Free answers to prompts in the chat template, behind a few unrelated sentences, and at the end of a long text of them.
 
-    The sentences are the package's reference prompts; the draw depends on nothing but the edit's prompt.
+    The sentences come with the package, for this alone; the draw depends on nothing but the edit's prompt.
 
     Args:
         batch_size (`int`): Prompts at once.
@@ -64,5 +64,5 @@ def unrelated(tokenizer: PreTrainedTokenizerBase, num_tokens: int, seed: str) ->
     """Sentences that no edit is about, of at least so many tokens."""
     draw, text = random.Random(seed), ""
     while len(tokenizer(text)["input_ids"]) < num_tokens:
-        text += draw.choice(reference_prompts()) + " "
+        text += draw.choice(unrelated_sentences()) + " "
     return text

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner
+from transformers import PreTrainedTokenizerBase
 
 from .report import versions
 
@@ -27,13 +29,29 @@ def digest_of_tensor(tensor: torch.Tensor) -> str:
 
 
 def digest_of_base(model: PeftModel) -> str:
-    """Of the versions, and of a sample of the base model's weights: the same with an adapter on it and without."""
-    found = []
+    """
+    Of the versions, and of a sample of the base model's weights: the same with an adapter on it and without.
+
+    Raises:
+        TypeError: If the model is no [`~peft.PeftModel`], or its method learns prompts rather than weights.
+    """
+    if not isinstance(getattr(model, "base_model", None), BaseTuner):
+        raise TypeError(
+            f"Only a PeftModel is measured against its base model, and with a method that adds weights, such as LEMoE or "
+            f"LoRA; got {type(model).__name__}."
+        )
+    found, prefix = [], str(model.base_model.prefix)
     for name, weight in model.named_parameters():
-        if str(model.base_model.prefix) not in name and "modules_to_save" not in name:
+        if prefix not in name and "modules_to_save" not in name:
             sample = weight.detach().flatten()[:: weight.numel() // SAMPLE + 1]
             found.append((tuple(weight.shape), digest_of_tensor(sample)))
     return digest(versions(), found)
+
+
+def digest_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of all that makes tokens of a text."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return digest(vocabulary, tokenizer.special_tokens_map, tokenizer.chat_template, tokenizer("a text")["input_ids"])
 
 
 def digest_of_model(model: PeftModel) -> str:

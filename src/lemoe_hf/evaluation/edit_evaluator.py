@@ -35,7 +35,8 @@ class EditEvaluator(Evaluator):
     | `"contexts"` | `free_reliability_chat` | as `free_reliability`, with the prompt in the chat template |
     | | `free_reliability_prefix`, `free_reliability_document` | behind 50 unrelated tokens, and behind 500 |
     | `"routing"` | `routed_prompt`, `routed_rephrase` | prompts and rephrasings on which the edit's own expert acts |
-    | | `deferred` | locality prompts on which no expert acts |
+    | | `deferred_prompt`, `deferred_rephrase` | those on which no expert acts: falsely deferred |
+    | | `deferred` | locality prompts on which no expert acts: the others are falsely accepted |
 
     A figure is the mean over the edits that have what it needs; where an edit has several prompts of a kind, its score is
     the mean over them. `num_edits` counts all edits.
@@ -46,10 +47,11 @@ class EditEvaluator(Evaluator):
         share_out (`bool`, *optional*, defaults to `False`): As in [`Evaluator`].
         measures (`Sequence[str]`, *optional*):
             Which groups to take, by default reliability, generality, locality and portability. Routing needs an adapter of
-            this package, the others take any [`~peft.PeftModel`].
+            this package, the others take any [`~peft.PeftModel`] whose method adds weights, as LoRA does.
         work (`str` or `Path`, *optional*): As in [`Evaluator`].
 
     Raises:
+        TypeError: If the edits are no list of [`Edit`].
         ValueError: If there is no such group.
 
     Example:
@@ -58,6 +60,7 @@ class EditEvaluator(Evaluator):
     """
 
     counts = "num_edits"
+    protocol = "after all edits; teacher-forced, and by greedy free generation (free_*)"
 
     def __init__(
         self,
@@ -67,6 +70,8 @@ class EditEvaluator(Evaluator):
         measures: Sequence[str] | None = None,
         work: str | Path | None = None,
     ):
+        if isinstance(edits, Edit) or not all(isinstance(edit, Edit) for edit in edits):
+            raise TypeError(f"`edits` must be a list of Edit objects; got {edits!r:.100}. `read_edits` makes them.")
         known: dict[str, Measure] = {
             "reliability": Accuracy("reliability", "prompt", batch_size),
             "generality": Accuracy("generality", "rephrase", batch_size),

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..editing.parallel import by_all_processes
 from ..generation import evaluating
-from .digest import digest, digest_of_model
+from .digest import digest, digest_of_model, digest_of_tokenizer
 from .journal import Journal
 from .metrics import means
 from .report import versions
@@ -47,12 +47,13 @@ class Evaluator:
             returns the measures of all rows.
         work (`str` or `Path`, *optional*):
             A folder to which scores are written as JSON lines as they come, so that the same call goes on where it was
-            interrupted. They are found again by the row, the versions, the base model and all that would be saved of the
-            adapter: other rows and other adapters may share the folder. What is needed of the base model's outputs is kept
-            there as well, for all adapters.
+            interrupted. They are found again by the row, the versions, the tokenizer, the base model and all that would be
+            saved of the adapter: other rows and other adapters may share the folder. What is needed of the base model's
+            outputs is kept there as well, for all adapters.
     """
 
     counts: ClassVar[str] = "num_rows"
+    protocol: ClassVar[str] = "after all edits"
 
     def __init__(
         self,
@@ -76,12 +77,12 @@ class Evaluator:
         def score(part: Sequence[Any]) -> list[dict[str, float]]:
             scores: list[dict[str, float]] = [{} for _ in part]
             done = None if self.work is None else Journal(self.work, "scores")
-            of_model = "" if done is None else digest_of_model(model)
+            of_both = "" if done is None else digest(digest_of_model(model), digest_of_tokenizer(tokenizer))
             for measure in self.measures:
                 if done is None:
                     new = measure.scores(model, tokenizer, part)
                 else:
-                    new = self._resumed(measure, done, of_model, model, tokenizer, part)
+                    new = self._resumed(measure, done, of_both, model, tokenizer, part)
                 for score_of_row, score_of_measure in zip(scores, new, strict=True):
                     score_of_row.update(score_of_measure)
             return scores
@@ -93,13 +94,13 @@ class Evaluator:
         self,
         measure: Measure,
         done: Journal,
-        of_model: str,
+        of_both: str,
         model: PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         rows: Sequence[Any],
     ) -> list[dict[str, float]]:
-        """Scores of one measure, of which those that are done are not taken again."""
-        keys = [digest(of_model, measure.name, row) for row in rows]
+        """Scores of one measure; those already in the journal are not computed again."""
+        keys = [digest(of_both, measure.name, row) for row in rows]
         # The same rows come together whether a run was interrupted or not: the last bits hang on what is in a batch.
         size = BATCHES_AT_ONCE * self.batch_size
         for first in range(0, len(rows), size):
@@ -119,7 +120,7 @@ class Evaluator:
         """
         measures = self(model, tokenizer)
         return {
-            "protocol": "after all edits; teacher-forced, and by greedy free generation (free_*)",
+            "protocol": self.protocol,
             "base_model": model.get_base_model().name_or_path,
             self.counts: measures.pop(self.counts),
             **context,

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..editing.tokens import continuation
-from ..generation import evaluating, pad_right
+from ..generation import evaluating, pad_right, padding_of
 from .metrics import token_accuracy
 
 
@@ -55,7 +55,13 @@ class ForcedBatch:
 def forced_batches(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], targets: Sequence[str], batch_size: int
 ) -> Iterator[ForcedBatch]:
-    """Prompts and targets in batches, in their order."""
+    """
+    Prompts and targets in batches, in their order.
+
+    Raises:
+        ValueError: If the tokenizer has no padding token.
+    """
+    pad = padding_of(tokenizer)
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
         before = [tokenizer(prompt.rstrip())["input_ids"] for prompt in prompts[part]]
@@ -64,7 +70,7 @@ def forced_batches(
             for prompt, target in zip(prompts[part], targets[part], strict=True)
         ]
         texts = [ids + target for ids, target in zip(before, behind, strict=True)]
-        ids, mask = pad_right(texts, tokenizer.pad_token_id, torch.device("cpu"))
+        ids, mask = pad_right(texts, pad, torch.device("cpu"))
         yield ForcedBatch(ids, mask, [len(ids) - 1 for ids in before], behind)
 
 

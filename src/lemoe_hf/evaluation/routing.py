@@ -35,14 +35,15 @@ class Routing:
 
         def reaches_its_own(name: str, probes: list[Probe]) -> Iterator[dict[str, float]]:
             for (edit, *_), experts in zip(probes, self._experts(editor, probes), strict=True):
-                yield {name: float(made.get(key_of(edit.prompt, edit.target_new)) in experts)}
+                found = float(made.get(key_of(edit.prompt, edit.target_new)) in experts)
+                yield {f"routed_{name}": found, f"deferred_{name}": float(not experts)}
 
         def is_deferred(probes: list[Probe]) -> Iterator[dict[str, float]]:
             for experts in self._experts(editor, probes):
                 yield {"deferred": float(not experts)}
 
-        of_prompts = over_probes(edits, "prompt", partial(reaches_its_own, "routed_prompt"))
-        of_rephrasings = over_probes(edits, "rephrase", partial(reaches_its_own, "routed_rephrase"))
+        of_prompts = over_probes(edits, "prompt", partial(reaches_its_own, "prompt"))
+        of_rephrasings = over_probes(edits, "rephrase", partial(reaches_its_own, "rephrase"))
         of_others = over_probes(edits, "locality", is_deferred)
         return [a | b | c for a, b, c in zip(of_prompts, of_rephrasings, of_others, strict=True)]
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..generation import answers
-from .digest import digest, digest_of_base
+from .digest import digest, digest_of_base, digest_of_tokenizer
 from .evaluator import Evaluator
+from .forced import forced_batches
 from .journal import Journal
-from .metrics import agreement
+from .metrics import agreement, kl_divergence
 
 
 # Greedy tokens of an answer that are compared.
@@ -21,7 +22,7 @@ FIRST_TOKENS = 10
 
 class Agreement:
     """
-    Greedy answers to questions, against those of the base model, which are kept.
+    Greedy answers to questions, against those of the base model, which are kept, and what comes next.
 
     Args:
         batch_size (`int`): Questions at once.
@@ -42,12 +43,24 @@ class Agreement:
             old, new = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
             kept, same = agreement(old, new, FIRST_TOKENS), float(before == after)
             scores.append({"same_subject_kept": kept, "same_subject_exact": same})
+        for score, divergence in zip(scores, self._divergences(model, tokenizer, questions), strict=True):
+            score["same_subject_kl"] = divergence
         return scores
+
+    def _divergences(
+        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]
+    ) -> Iterator[float]:
+        for batch in forced_batches(tokenizer, questions, ["the"] * len(questions), self.batch_size):
+            edited = batch.logits(model)
+            with model.disable_adapter():
+                base = batch.logits(model)
+            for before, after, column in zip(base, edited, batch.columns, strict=True):
+                yield kl_divergence(before[column : column + 1], after[column : column + 1])
 
     def _base_answers(
         self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]
     ) -> list[str]:
-        of_base = digest_of_base(model)
+        of_base = digest(digest_of_base(model), digest_of_tokenizer(tokenizer))
         keys = [digest(of_base, FIRST_TOKENS, question) for question in questions]
         if any(key not in self.base for key in keys):
             with model.disable_adapter():
@@ -64,6 +77,7 @@ class SameSubject(Evaluator):
     |---|---|
     | `same_subject_kept` | share of the first ten greedy tokens that are the base model's |
     | `same_subject_exact` | questions whose answer is the base model's in all of them |
+    | `same_subject_kl` | divergence from the base model in the token that comes next, in nats |
 
     A figure is the mean over the questions; `num_questions` counts them.
 
@@ -74,6 +88,7 @@ class SameSubject(Evaluator):
     """
 
     counts = "num_questions"
+    protocol = "after all edits; by greedy free generation, beside the base model's"
 
     def __init__(
         self,

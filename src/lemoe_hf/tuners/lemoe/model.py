@@ -266,6 +266,17 @@ class LEMoEModel(BaseTuner):
         name = self._adapter(adapter_name)
         return entries_of(self.lemoe_layers(name)[0].lemoe_ledger[name].text)
 
+    def check_deferral(self, adapter_name: str) -> None:
+        """
+        Raises:
+            ValueError: If the adapter routes every prompt, so that no edit can be taken back.
+        """
+        if not self.peft_config[adapter_name].deferral:
+            raise ValueError(
+                f"The adapter {adapter_name!r} has `deferral=False`: its router would send the prompt to an expert all the "
+                f"same, and the edit cannot be undone. Edit the prompt again, or use `deferral=True`."
+            )
+
     def remove_edit(self, edit: int, adapter_name: str | None = None) -> dict:
         """
         Take one edit back: its anchors, its line in the ledger and, if no other edit uses it, its expert.
@@ -275,9 +286,5 @@ class LEMoEModel(BaseTuner):
             ValueError: If the adapter routes every prompt: without deferral no prompt can be given back to the base model.
         """
         name = self._adapter(adapter_name)
-        if not self.peft_config[name].deferral:
-            raise ValueError(
-                f"The adapter {name!r} has `deferral=False`: its router would send the prompt to an expert all the same, and "
-                f"the edit cannot be undone. Edit the prompt again, or use `deferral=True`."
-            )
+        self.check_deferral(name)
         return remove_edit(self.lemoe_layers(name), name, edit)
