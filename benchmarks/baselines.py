@@ -7,12 +7,20 @@
 - `lora`: LoRA of rank 8 on all linear layers, one for the whole stream.
 - `ffn`: fine-tuning of one FFN, that of the layer which `LEMoEConfig` bypasses.
 - `retrieval`: nothing is trained. The edits of a subject that the prompt holds, the nearest last, or else the edit with the
-  nearest mean token embedding if it is near enough, stand before the prompt as questions and answers.
+  nearest mean token embedding if it is near enough, stand before the prompt as questions and answers. The prompt then is a
+  question itself, and so it is where it is put to the base model to compare, without any edit: another form of the prompt
+  alone does not count as another answer, neither in locality nor in other questions kept.
 
 Edits come in steps, in their order, and are measured on the final model. Fine-tuning passes several times over a step's
 prompts and targets, in minibatches of eight with AdamW, and never sees earlier steps again. The number of passes is such
 that the CPU seconds of a step, divided by those of one forward pass of the base model over its prompts and targets (F, timed
-beside it), come to what an edit of `LifelongEditor` costs by the same measure: 9.8 F (`speed_edit.json`).
+beside it), come to what an edit of `LifelongEditor` costs by the same measure: 9.8 F (`speed_edit.json`). For as much,
+`LifelongEditor` trains on an edit's prompt, on that in the chat template and on two texts that hold the subject alone, while
+fine-tuning trains on the bare prompt only. With `--contexts` it trains on all four, in one or two passes: as many as come
+nearest to the same cost.
+
+Retention is the reliability of the first hundred edits at the end, less what it was right after the step of each of them. All
+hundred count, whatever `--sample`.
 
 Learning rate or threshold is the one of a few that does best on the first 200 records of other data (`--tune`), by the
 harmonic mean of reliability, generality and locality; the result tells what each of them did there. That is no claim that a
@@ -23,25 +31,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
 from lifelong import AT_ONCE, FIRST, drawn, first_hundred, measured_on, without_edited_neighbours
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from report import RESULTS, command, write
+from report import RESULTS, command, log_progress, write
 from same_subject import other_questions
 from speed_edit import seconds_of_forward
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 from lemoe_hf import Edit, EditEvaluator, LEMoEConfig, read_edits
-from lemoe_hf.editing.tokens import continuation
-from lemoe_hf.evaluation import Evaluator, SameSubject, versions
+from lemoe_hf.editing.arguments import CONTEXTS
+from lemoe_hf.editing.tokens import continuation, in_contexts
+from lemoe_hf.evaluation import Evaluator, SameSubject, teacher_forced, versions
 from lemoe_hf.evaluation.metrics import agreement, kl_divergence, token_accuracy
 from lemoe_hf.evaluation.same_subject import FIRST_TOKENS
 from lemoe_hf.generation import answers
@@ -50,7 +59,7 @@ from routing import words
 
 
 TUNED_ON, MINIBATCH = 200, 8
-PASSES = {"lora": 4, "ffn": 7}
+PASSES, PASSES_IN_CONTEXTS = {"lora": 4, "ffn": 7}, {"lora": 1, "ffn": 2}
 # Learning rates, or thresholds; of those that do equally well the first is taken.
 SETTINGS: dict[str, list[float]] = {
     "unedited": [],
@@ -70,6 +79,7 @@ def main() -> None:
     parser.add_argument("--num-edits", type=int, default=None, help="by default all")
     parser.add_argument("--step", type=int, default=100, help="edits that come together")
     parser.add_argument("--passes", type=int, default=None, help="over each step; by default what 9.8 F pay for")
+    parser.add_argument("--contexts", action="store_true", help="fine-tune on the texts that LEMoE trains on as well")
     parser.add_argument("--sample", type=int, default=None, help="measure on so many of the edits, drawn at random")
     parser.add_argument("--extras", type=int, default=100, help="edits that are measured in other contexts")
     parser.add_argument("--questions", type=int, default=200, help="other questions about edited subjects")
@@ -77,11 +87,12 @@ def main() -> None:
         "--templates", nargs="*", default=[], help="further data whose wordings ask the other questions"
     )
     args = parser.parse_args()
-    args.passes = args.passes or PASSES.get(args.baseline)
+    args.passes = args.passes or (PASSES_IN_CONTEXTS if args.contexts else PASSES).get(args.baseline)
+    if args.contexts and args.baseline not in PASSES:
+        parser.error(f"the baseline {args.baseline!r} is not trained: leave `--contexts` out")
     if SETTINGS[args.baseline] and args.tune is None:
         parser.error(f"the baseline {args.baseline!r} needs `--tune` with the path of other data")
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("lemoe_hf").setLevel(logging.INFO)  # tells how far the evaluation is
+    log_progress()
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     setting, tuning = tune(args, tokenizer) if SETTINGS[args.baseline] else (None, {})
@@ -96,7 +107,7 @@ def main() -> None:
         "command": command(),
         "baseline": args.baseline,
         "num_edits": len(edits),
-        "measured_on": measured_on(sample, extras, questions),
+        "measured_on": measured_on(sample, extras, questions, edits[:FIRST] if made.first_hundred else []),
         "measures": measures,
         "first_hundred": made.first_hundred,
         "cpu_seconds_per_edit": made.cost.pop("cpu_seconds_per_edit"),
@@ -105,7 +116,8 @@ def main() -> None:
         "versions": versions(),
     }
     print(json.dumps(measures, indent=1))
-    write(report, RESULTS / f"baseline_{args.baseline}_{Path(args.data).stem}.json")
+    name = args.baseline + ("_contexts" if args.contexts else "")
+    write(report, RESULTS / f"baseline_{name}_{Path(args.data).stem}.json")
 
 
 def tune(args: argparse.Namespace, tokenizer) -> tuple[float, dict]:
@@ -140,6 +152,7 @@ class Edited:
     Args:
         cost (`dict`): Of the edits.
         first_hundred (`dict[str, float]`, *optional*): Reliability of the first hundred, after so many edits.
+        right_after (`Sequence[float]`, *optional*): Reliability of each of the first, right after its step.
     """
 
     def __init__(
@@ -149,9 +162,10 @@ class Edited:
         work: Path,
         cost: dict,
         first_hundred: dict[str, float] | None = None,
+        right_after: Sequence[float] = (),
     ):
         self.model, self.tokenizer, self.work = model, tokenizer, work
-        self.cost, self.first_hundred = cost, first_hundred
+        self.cost, self.first_hundred, self.right_after = cost, first_hundred, right_after
 
     def measures(self, edits: Sequence[Edit]) -> dict[str, float]:
         return self.taken(EditEvaluator(edits, AT_ONCE, work=self.work))
@@ -163,8 +177,7 @@ class Edited:
     def retention(self) -> dict[str, float]:
         if not self.first_hundred:
             return {}
-        then = next(share for num, share in self.first_hundred.items() if int(num) >= FIRST)
-        return {"retention": list(self.first_hundred.values())[-1] - then}
+        return {"retention": list(self.first_hundred.values())[-1] - statistics.mean(self.right_after[:FIRST])}
 
     def taken(self, evaluator: Evaluator) -> dict[str, float]:
         measures = evaluator(self.model, self.tokenizer)
@@ -191,17 +204,21 @@ def fine_tuned(
         made = json.loads(log.read_text())
         model = PeftModel.from_pretrained(base, str(run / f"adapter_{made['num']}"), is_trainable=True)
     else:
-        made = {"num": 0, "seconds": 0.0, "forward": 0.0, "first_hundred": {}}
+        made = {"num": 0, "seconds": 0.0, "forward": 0.0, "first_hundred": {}, "right_after": []}
         torch.manual_seed(0)
         model = get_peft_model(base, peft_config(args.baseline, base))
+    contexts = CONTEXTS if args.contexts else ()
     for first in range(made["num"], len(edits), args.step):
         new = edits[first : first + args.step]
         with model.disable_adapter():
             made["forward"] += seconds_of_forward(model, tokenizer, new, batch_size=64)
         began = time.process_time()
-        train(model, tokenizer, new, args.passes, learning_rate, seed=first)
+        train(model, tokenizer, new, contexts, args.passes, learning_rate, seed=first)
         made["seconds"] += time.process_time() - began
         made["num"] = first + len(new)
+        if first < FIRST:
+            prompts, targets = [edit.prompt for edit in new], [edit.target_new for edit in new]
+            made["right_after"] += teacher_forced(model, tokenizer, prompts, targets)
         made["first_hundred"][str(made["num"])] = first_hundred(model, tokenizer, edits[: made["num"]])
         print(f"{made['num']} edits, {made['seconds'] / made['num']:.3f} s an edit", flush=True)
         model.save_pretrained(run / f"adapter_{made['num']}")
@@ -210,24 +227,37 @@ def fine_tuned(
         "cpu_seconds_per_edit": made["seconds"] / len(edits),
         "cpu_seconds_of_forward_per_edit": made["forward"] / len(edits),
         "forwards_per_edit": made["seconds"] / made["forward"],
+        "contexts": contexts,
         "passes": args.passes,
         "minibatch": MINIBATCH,
         "learning_rate": learning_rate,
         "trained_parameters": model.get_nb_trainable_parameters()[0],
     }
-    return Edited(model.eval(), tokenizer, args.work, cost, made["first_hundred"])
+    return Edited(model.eval(), tokenizer, args.work, cost, made["first_hundred"], made["right_after"])
 
 
-def train(model, tokenizer, edits: Sequence[Edit], passes: int, learning_rate: float, seed: int) -> None:
-    """Cross-entropy of targets, and the end of the text, behind their prompts."""
+def train(
+    model,
+    tokenizer,
+    edits: Sequence[Edit],
+    contexts: Sequence[str],
+    passes: int,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Cross-entropy of targets, and the end of the text, behind their prompts, and in other contexts as `LifelongEditor`."""
     examples = []
     for edit in edits:
-        prompt = tokenizer(edit.prompt.rstrip())["input_ids"]
-        target = continuation(tokenizer, edit.prompt.rstrip(), edit.target_new.strip()) + [tokenizer.eos_token_id]
-        examples.append({"input_ids": prompt + target, "labels": [-100] * len(prompt) + target})
+        for prompt, target, is_whole in in_contexts(tokenizer, edit, ["{prompt}", *contexts]):
+            target = target + [tokenizer.eos_token_id] if is_whole else target
+            examples.append({"input_ids": prompt + target, "labels": [-100] * len(prompt) + target})
+    size = MINIBATCH
+    if contexts:  # their lengths differ widely: like ones together spare padding
+        examples.sort(key=lambda example: len(example["input_ids"]))
+        examples, size = [examples[i : i + MINIBATCH] for i in range(0, len(examples), MINIBATCH)], None
     batches = torch.utils.data.DataLoader(
         examples,
-        MINIBATCH,
+        size,
         shuffle=True,
         collate_fn=DataCollatorForSeq2Seq(tokenizer),
         generator=torch.Generator().manual_seed(seed),
@@ -246,7 +276,8 @@ class Retrieved(Edited):
     """
     The base model, and edits as text, put before the prompts that are about them.
 
-    What is compared with the base model's answer to a prompt is its answer behind what is retrieved for it.
+    What is compared with the base model's answer to a prompt is its answer behind what is retrieved for it, and the prompt
+    has the same form both times.
     """
 
     def __init__(self, model: PeftModel, tokenizer, work: Path, edits: Sequence[Edit], threshold: float):
@@ -256,11 +287,12 @@ class Retrieved(Edited):
         self.subjects = [words(edit.subject) if edit.subject else None for edit in self.edits]
         self.keys = torch.stack([self.embedding(edit.prompt) for edit in self.edits])
         self.cost["cpu_seconds_per_edit"] = (time.process_time() - began) / len(edits)
-        asked = [prompt for edit in edits for prompt, _ in edit.probes("rephrase")]
         self.cost["threshold"] = threshold
-        self.cost["tokens_of_rephrasing"] = statistics.mean(map(len, tokenizer(asked)["input_ids"]))
-        given = [self.put(prompt) for prompt in asked]
-        self.cost["tokens_of_rephrasing_with_edits"] = statistics.mean(map(len, tokenizer(given)["input_ids"]))
+        asked = [prompt for edit in edits for prompt, _ in edit.probes("rephrase")]
+        if asked:
+            given = [self.put(prompt) for prompt in asked]
+            self.cost["tokens_of_rephrasing"] = statistics.mean(map(len, tokenizer(asked)["input_ids"]))
+            self.cost["tokens_of_rephrasing_with_edits"] = statistics.mean(map(len, tokenizer(given)["input_ids"]))
 
     @torch.no_grad()
     def embedding(self, text: str) -> torch.Tensor:
@@ -277,9 +309,13 @@ class Retrieved(Edited):
         return [self.edits[i] for i in of_subject or near]
 
     def put(self, prompt: str) -> str:
-        found = self.find(prompt)
-        lines = [f"Question: {edit.prompt}\nAnswer: {edit.target_new}\n\n" for edit in found]
-        return "".join(lines) + f"Question: {prompt.rstrip()}\nAnswer:" if found else prompt.rstrip()
+        return self.both(prompt)[1]
+
+    def both(self, prompt: str) -> tuple[str, str]:
+        """A prompt as the base model gets it, and behind the edits that are found for it."""
+        lines = [f"Question: {edit.prompt}\nAnswer: {edit.target_new}\n\n" for edit in self.find(prompt)]
+        asked = f"Question: {prompt.rstrip()}\nAnswer:" if lines else prompt.rstrip()
+        return asked, "".join([*lines, asked])
 
     def given(self, edit: Edit) -> Edit:
         """The edit, with its prompts as the model gets them."""
@@ -290,12 +326,12 @@ class Retrieved(Edited):
         given = [self.given(edit) for edit in edits]
         of_edits = EditEvaluator(given, AT_ONCE, measures=["reliability", "generality"], work=self.work)
         probes = [probe for edit in edits for probe in edit.probes("locality")]
-        unrelated = [(prompt.rstrip(), self.put(prompt), answer or "the") for prompt, answer in probes]
+        unrelated = [(*self.both(prompt), answer or "the") for prompt, answer in probes]
         return self.taken(of_edits) | self.taken(Evaluator(unrelated, [BesideBase()], work=self.work))
 
     def extras(self, edits: Sequence[Edit], questions: Sequence[str]) -> dict[str, float]:
         contexts = EditEvaluator(list(map(self.given, edits)), AT_ONCE, measures=["contexts"], work=self.work)
-        pairs = [(question, self.put(question)) for question in questions]
+        pairs = [self.both(question) for question in questions]
         return self.taken(contexts) | self.taken(Evaluator(pairs, [AnswersBesideBase()], work=self.work))
 
 
@@ -304,20 +340,13 @@ class BesideBase:
 
     name = "locality_of_prompts"
 
-    @torch.no_grad()
     def scores(self, model, tokenizer, rows: Sequence[tuple[str, str, str]]) -> list[dict[str, float]]:
         scores = []
         for prompt, given, answer in rows:
-            if given == prompt:
-                scores.append({"locality": 1.0, "locality_exact": 1.0, "locality_kl": 0.0})
-                continue
-            target, logits = continuation(tokenizer, prompt, answer.strip()), []
-            for text in (prompt, given):
-                ids = torch.tensor([tokenizer(text)["input_ids"] + target], device=model.device)
-                logits.append(model(input_ids=ids).logits[0, -len(target) - 1 : -1])
+            logits = logits_behind(model, tokenizer, (prompt, given), answer)
             expected, predicted = (row.argmax(-1).tolist() for row in logits)
-            locality = token_accuracy(predicted, expected)
-            scores.append({"locality": locality, "locality_exact": 0.0, "locality_kl": kl_divergence(*logits)})
+            locality, same = token_accuracy(predicted, expected), float(given == prompt)
+            scores.append({"locality": locality, "locality_exact": same, "locality_kl": kl_divergence(*logits)})
         return scores
 
 
@@ -327,12 +356,30 @@ class AnswersBesideBase:
     name = "same_subject_of_prompts"
 
     def scores(self, model, tokenizer, rows: Sequence[tuple[str, str]]) -> list[dict[str, float]]:
-        texts = [answers(model, tokenizer, prompts, FIRST_TOKENS, AT_ONCE) for prompts in zip(*rows, strict=True)]
+        prompts = list(dict.fromkeys(chain(*rows)))
+        texts = dict(zip(prompts, answers(model, tokenizer, prompts, FIRST_TOKENS, AT_ONCE), strict=True))
         scores = []
-        for before, after in zip(*texts, strict=True):
-            old, new = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
-            scores.append({"same_subject_kept": agreement(old, new), "same_subject_exact": float(before == after)})
+        for pair in rows:
+            old, new = (tokenizer(texts[prompt], add_special_tokens=False)["input_ids"] for prompt in pair)
+            before, after = (logits[:1] for logits in logits_behind(model, tokenizer, pair, "the"))
+            scores.append(
+                {
+                    "same_subject_kept": agreement(old, new, FIRST_TOKENS),
+                    "same_subject_exact": float(texts[pair[0]] == texts[pair[1]]),
+                    "same_subject_kl": kl_divergence(before, after),
+                }
+            )
         return scores
+
+
+@torch.no_grad()
+def logits_behind(model, tokenizer, prompts: Sequence[str], answer: str) -> list[torch.Tensor]:
+    """Of each prompt, logits of shape `(t, v)` that predict the tokens of an answer behind it."""
+    target, found = continuation(tokenizer, prompts[0], answer.strip()), {}
+    for prompt in dict.fromkeys(prompts):
+        ids = torch.tensor([tokenizer(prompt)["input_ids"] + target], device=model.device)
+        found[prompt] = model(input_ids=ids).logits[0, -len(target) - 1 : -1]
+    return [found[prompt] for prompt in prompts]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import time
 from pathlib import Path
@@ -18,8 +17,8 @@ from pathlib import Path
 import torch
 from lifelong import AT_ONCE, drawn, without_edited_neighbours
 from peft import get_peft_model
-from report import RESULTS, command, write
-from same_subject import other_questions
+from report import RESULTS, command, log_progress, write
+from same_subject import first_of_subject, other_questions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import Edit, EditEvaluator, EditingArguments, LEMoEConfig, LifelongEditor, read_edits
@@ -40,12 +39,10 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=100, help="measure on so many of the edits, and questions")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("lemoe_hf").setLevel(logging.INFO)
+    log_progress()
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    edits = read_edits(args.data)
-    edits = list({edit.subject or edit.prompt: edit for edit in reversed(edits)}.values())[::-1][: args.num_edits]
+    edits = first_of_subject(read_edits(args.data))[: args.num_edits]
     rows = []
     for size in args.sizes:
         done = args.work / f"{size}.json"
@@ -75,7 +72,7 @@ def run(args: argparse.Namespace, tokenizer, edits: list[Edit], size: int) -> di
         "name": str(size),
         "expert_dim": rank,
         "learning_rate": arguments.learning_rate,
-        "steps": statistics.mean(steps),
+        "steps_per_edit": statistics.mean(steps),
         "cpu_seconds_per_edit": seconds,
         "measures": measures,
     }

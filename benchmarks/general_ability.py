@@ -24,13 +24,10 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-import torch
 from datasets import Dataset
-from peft import PeftModel
+from lifelong import finished
 from report import RESULTS, command, write
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lemoe_hf import Edit, LifelongEditor
 from lemoe_hf.data import reference_prompts
 from lemoe_hf.evaluation import general_ability, versions
 
@@ -51,10 +48,7 @@ def main() -> None:
     parser.add_argument("--output", default=RESULTS / "general_ability.json", type=Path)
     args = parser.parse_args()
 
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, args.adapter).eval()
-    edits = [Edit(**entry["edit"]) for entry in LifelongEditor(model, tokenizer).edits()]
+    editor, edits = finished(args.model, args.adapter)
     targets = {edit.prompt: edit.target_new for edit in edits}  # the latest of a prompt counts
     locality = {as_question(prompt): answer for edit in edits for prompt, answer in edit.probes("locality") if answer}
     rows = {
@@ -67,7 +61,7 @@ def main() -> None:
     draw = random.Random(args.seed)
     rows = {name: draw.sample(some, min(args.limit or len(some), len(some))) for name, some in rows.items() if some}
     tasks = [task(name, some) for name, some in rows.items()]
-    measures = general_ability(model, tokenizer, [*tasks, *args.tasks], args.limit)
+    measures = general_ability(editor.model, editor.tokenizer, [*tasks, *args.tasks], args.limit)
     report = {
         "command": command(),
         "num_edits": len(edits),

@@ -5,26 +5,27 @@
 
 Everything that is done is written to `--work` as it comes, and the same command goes on where it was interrupted. The measures
 are those of `EditEvaluator`, its contexts on some of the edits, and of `SameSubject`, and `retention`: reliability of the
-first hundred edits at the end, less what it was right after they were made. Locality prompts that name the subject of an edit
-are left out. What is timed is in other benchmarks.
+first hundred edits at the end, less what it was right after they were made. Locality prompts that are about the subject of an
+edit are left out. Of several files each is measured by itself as well, on edits that are drawn as from the file alone. What is
+timed is in other benchmarks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import random
+import re
 import statistics
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import get_args
 
 import torch
-from peft import PeftModel, get_peft_model
-from report import RESULTS, command, write
-from same_subject import other_questions
+from peft import PeftConfig, PeftModel, get_peft_model
+from report import RESULTS, command, log_progress, write
+from same_subject import first_of_subject, other_questions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import Edit, EditEvaluator, LEMoEConfig, LifelongEditor, plan_order, read_edits
@@ -34,6 +35,7 @@ from lemoe_hf.evaluation.metrics import retention
 
 
 AT_ONCE, SAVE_EVERY, FIRST = 32, 100, 100
+ALL = ["reliability", "generality", "locality", "portability", "routing"]
 
 
 def main() -> None:
@@ -45,7 +47,9 @@ def main() -> None:
     parser.add_argument("--work", required=True, type=Path, help="folder for what is under way")
     parser.add_argument("--num-edits", type=int, default=None, help="by default all")
     parser.add_argument("--step", type=int, default=100, help="edits a call of `edit`")
-    parser.add_argument("--sample", type=int, default=None, help="measure on so many of the edits, drawn at random")
+    parser.add_argument(
+        "--sample", type=int, default=None, help="measure on so many edits of each file, drawn at random"
+    )
     parser.add_argument("--extras", type=int, default=100, help="edits that are measured in other contexts")
     parser.add_argument("--questions", type=int, default=200, help="other questions about edited subjects")
     parser.add_argument("--order", default="none", choices=get_args(OrderBy), help="which edits to make together")
@@ -60,71 +64,98 @@ def main() -> None:
     parser.add_argument("--name", default=None, help="of the result, by default that of the data")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("lemoe_hf").setLevel(logging.INFO)  # tells how far the evaluation is
+    log_progress()
 
-    edits = list(chain.from_iterable(read_edits(path) for path in args.data))
+    files = {Path(path).stem: read_edits(path) for path in args.data}
+    edits = list(chain(*files.values()))
     lenders = [*edits, *chain.from_iterable(read_edits(path) for path in args.templates)]
     if args.first_of_subject:
-        edits = list({edit.subject or edit.prompt: edit for edit in reversed(edits)}.values())[::-1]
+        edits = first_of_subject(edits)
     edits = edits[: args.num_edits]
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     editor, made = started(args, tokenizer)
-    edits = list(chain(*plan_order(edits, editor.model, tokenizer, args.order, args.step).batches))
-    make(args, editor, made, [replace(edit, subject=None) if args.no_subject else edit for edit in edits])
+    ordered = list(chain(*plan_order(edits, editor.model, tokenizer, args.order, args.step).batches))
+    make(args, editor, made, [replace(edit, subject=None) if args.no_subject else edit for edit in ordered])
     model = editor.model.eval()
 
-    sample = without_edited_neighbours(drawn(edits, args.sample or len(edits), seed=0), edits)
+    is_made, num = set(edits), args.sample or len(edits)
+    of_files = {name: drawn([edit for edit in rows if edit in is_made], num, seed=0) for name, rows in files.items()}
+    of_files = {name: without_edited_neighbours(rows, edits) for name, rows in of_files.items()}
+    sample = list(chain(*of_files.values()))
     extras = drawn(edits, args.extras, seed=1)
     questions = drawn([question for _, question in other_questions(edits, lenders)], args.questions, seed=2)
-    measures = {
-        **EditEvaluator(sample, AT_ONCE, work=args.work)(model, tokenizer),
-        **EditEvaluator(sample, AT_ONCE, measures=["routing"], work=args.work)(model, tokenizer),
-        **EditEvaluator(extras, AT_ONCE, measures=["contexts"], work=args.work)(model, tokenizer),
-        **SameSubject(questions, AT_ONCE, work=args.work)(model, tokenizer),
+    of_all = EditEvaluator(sample, AT_ONCE, measures=ALL, work=args.work)(model, tokenizer)
+    asked = {"": questions, "_questions": [each for each in questions if each.endswith("?")]}
+    asked["_statements"] = [each for each in questions if not each.endswith("?")]
+    kept = {
+        f"{key}{kind}": value
+        for kind, rows in asked.items()
+        for key, value in SameSubject(rows, AT_ONCE, work=args.work)(model, tokenizer).items()
     }
-    del measures["num_edits"], measures["num_questions"]
-    prompts = {edit.prompt for edit in sample}
-    first = [(edit, made["reliability"][str(i)]) for i, edit in enumerate(edits[:FIRST]) if edit.prompt in prompts]
-    if first:
-        then, before = zip(*first, strict=True)
-        now = EditEvaluator(then, AT_ONCE, measures=["reliability"], work=args.work).scores(model, tokenizer, then)
-        measures["retention"] = retention(before, [score["reliability"] for score in now])
+    in_contexts = EditEvaluator(extras, AT_ONCE, measures=["contexts"], work=args.work)(model, tokenizer)
+    first = ordered[:FIRST]
+    now = EditEvaluator(first, AT_ONCE, measures=["reliability"], work=args.work).scores(model, tokenizer, first)
+    before = [made["reliability"][str(i)] for i in range(len(first))]
+    measures = of_all | in_contexts | kept | {"retention": retention(before, [each["reliability"] for each in now])}
+    rows = []
+    if len(files) > 1:
+        for name, part in of_files.items():
+            of_file = EditEvaluator(part, AT_ONCE, measures=ALL, work=args.work)(model, tokenizer)
+            rows.append({"name": name, "num_edits": len(part), "measures": without_counts(of_file)})
     unedited = {}
     if args.unedited:
         with model.disable_adapter():
             unedited = EditEvaluator(sample, AT_ONCE, work=args.work)(model, tokenizer)
-        del unedited["num_edits"]
 
     report = {
         "command": command(),
+        "protocol": EditEvaluator.protocol,
         "num_edits": len(edits),
-        "measured_on": measured_on(sample, extras, questions),
-        "measures": measures,
-        "unedited": unedited,
+        "measured_on": measured_on(sample, extras, questions, first),
+        "measures": without_counts(measures),
+        "rows": rows,
+        "unedited": without_counts(unedited),
         "steps_per_edit": statistics.mean(made["steps"]),
+        "config": set_by_hand(editor.config),
+        "arguments": vars(editor.arguments),
         "versions": versions(),
     }
-    print(json.dumps(measures, indent=1))
+    print(json.dumps(report["measures"], indent=1))
     name = args.name or "_".join(Path(path).stem for path in args.data) + f"_step_{args.step}"
     write(report, RESULTS / f"{name}.json")
 
 
-def measured_on(sample: list[Edit], extras: list[Edit], questions: list[str]) -> dict[str, int]:
-    with_locality = sum(edit.locality_prompt is not None for edit in sample)
-    return {"edits": len(sample), "locality": with_locality, "contexts": len(extras), "same_subject": len(questions)}
+def measured_on(sample: list[Edit], extras: list[Edit], questions: list[str], first: list[Edit]) -> dict[str, int]:
+    numbers = {"edits": len(sample), "locality": sum(edit.locality_prompt is not None for edit in sample)}
+    return numbers | {"contexts": len(extras), "same_subject": len(questions), "retention": len(first)}
+
+
+def without_counts(measures: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in measures.items() if not name.startswith("num_")}
+
+
+def set_by_hand(config: LEMoEConfig) -> dict:
+    """What a config says beside what every PEFT config does, and what follows from the edits."""
+    own = {field.name for field in fields(LEMoEConfig)} - {field.name for field in fields(PeftConfig)}
+    said = {name: value for name, value in config.to_dict().items() if name in own and not name.startswith("num_")}
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in said.items()}
 
 
 def without_edited_neighbours(sample: list[Edit], edits: list[Edit]) -> list[Edit]:
-    """Edits without the locality prompts that name the subject of another edit: those are not to stay as they were."""
-    subjects = {edit.subject for edit in edits if edit.subject}
+    """Edits without the locality prompts that are about the subject of another edit: those are not to stay as they were."""
+    subjects = re.compile(
+        "|".join(rf"\b{re.escape(edit.subject)}(?!\w)" for edit in edits if edit.subject) or "$^", re.I
+    )
 
-    def is_edited(prompts: list[str]) -> bool:
-        return any(subject in prompt for prompt in prompts for subject in subjects)
+    def is_edited(prompt: str) -> bool:
+        """Whether a prompt names such a subject, and not as a part of a longer name: David is not David Beckham."""
+        name = Edit(prompt, "-").subject_span() or (0, 0)
+        found = [match.span() for match in subjects.finditer(prompt)]
+        return any(not (name[0] <= start and end <= name[1] and name != (start, end)) for start, end in found)
 
     return [
         replace(edit, locality_prompt=None, locality_ground_truth=None)
-        if is_edited([prompt for prompt, _ in edit.probes("locality")])
+        if any(is_edited(prompt) for prompt, _ in edit.probes("locality"))
         else edit
         for edit in sample
     ]

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import LEMoEConfig, plan_order, read_edits
 from lemoe_hf.editing.ordering import UNBOUNDED, OrderBy
-from lemoe_hf.editing.superposition import keys_of
+from lemoe_hf.editing.superposition import whitened_keys
 from lemoe_hf.editing.tokens import tokenize_edit
 from lemoe_hf.evaluation import versions
 
@@ -49,7 +49,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     model = get_peft_model(base, LEMoEConfig())
-    keys = keys_of(model, tokenizer, [tokenize_edit(tokenizer, edit, UNBOUNDED) for edit in edits])
+    keys = whitened_keys(model, tokenizer, [tokenize_edit(tokenizer, edit, UNBOUNDED) for edit in edits])
     rows = []
     for by in get_args(OrderBy):
         began = time.perf_counter()

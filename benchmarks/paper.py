@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import time
 from dataclasses import replace
@@ -28,7 +27,7 @@ from pathlib import Path
 import torch
 from lifelong import AT_ONCE, drawn, without_edited_neighbours
 from peft import PeftModel, get_peft_model
-from report import RESULTS, command, write
+from report import RESULTS, command, log_progress, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import Edit, EditEvaluator, EditingArguments, LEMoEConfig, LifelongEditor, plan_order, read_edits
@@ -66,8 +65,7 @@ def main() -> None:
     parser.add_argument("--name", default="paper", help="of the result")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("lemoe_hf").setLevel(logging.INFO)
+    log_progress()
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     edits = read_edits(args.data)[: args.num_edits]

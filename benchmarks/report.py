@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -24,6 +26,20 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads"
+
+
+def now(device: torch.device) -> float:
+    """A clock, in seconds: on a CPU that of the process and all its threads, for which other work counts little."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
+
+
+def log_progress() -> None:
+    """Let evaluations tell how far they are."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lemoe_hf").setLevel(logging.INFO)
 
 
 def write(report: dict, path: Path) -> None:

@@ -42,7 +42,7 @@ def share(values: list[bool]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the tokenizer")
-    parser.add_argument("--data", required=True, help="JSON lines with EasyEdit's keys, and subjects")
+    parser.add_argument("--data", required=True, help="JSON lines with EasyEdit's keys, subjects and rephrasings")
     parser.add_argument("--unrelated", required=True, help="one unrelated question a line")
     parser.add_argument("--num-edits", type=int, nargs="+", default=[100, 1000, 3000, 10_000, 20_000])
     parser.add_argument("--output", default=RESULTS / "routing.json", type=Path)
@@ -62,7 +62,8 @@ def main() -> None:
         index = list(range(0, num, -(-num // 500)))
         subjects = [edit.subject for edit in edits[:num]]
         own = answered_by(anchors, tokenizer, [edit.prompt for edit in sample])
-        rephrased = answered_by(anchors, tokenizer, [edit.rephrase_prompt for edit in sample])
+        asked = [(i, prompt) for i in index for prompt, _ in edits[i].probes("rephrase")]
+        rephrased = answered_by(anchors, tokenizer, [prompt for _, prompt in asked])
         unrelated = answered_by(anchors, tokenizer, questions)
         names = {words(edit.subject) for edit in edits[:num]}
         mentions = [any(name in words(question) for name in names) for question in questions]
@@ -78,9 +79,11 @@ def main() -> None:
                 "anchors": len(anchors),
                 "search_ms": 1000 * statistics.median(times),
                 "calibration_ms_per_anchor": 1000 * seconds,
-                "prompts_right": share([edits[a].prompt == edits[b].prompt for a, b in zip(own, index, strict=True)]),
+                "prompts_right": share(
+                    [a is not None and edits[a].prompt == edits[b].prompt for a, b in zip(own, index, strict=True)]
+                ),
                 "rephrasings_right_subject": share(
-                    [a is not None and subjects[a] == subjects[b] for a, b in zip(rephrased, index, strict=True)]
+                    [a is not None and subjects[a] == subjects[b] for a, (b, _) in zip(rephrased, asked, strict=True)]
                 ),
                 "questions_that_mention_a_subject": share(mentions),
                 "other_questions_deferred": share(

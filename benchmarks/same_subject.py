@@ -775,6 +775,11 @@ def relation_of(template: str) -> tuple[str, str] | None:
     return (row.family, row.kind) if row else None
 
 
+def first_of_subject(edits: Sequence[Edit]) -> list[Edit]:
+    """Only the first edit of every subject, in the order in which subjects come for the last time."""
+    return list({edit.subject or edit.prompt: edit for edit in reversed(edits)}.values())[::-1]
+
+
 def other_questions(
     edits: Sequence[Edit], templates_from: Sequence[Edit], per_edit: int = 2, seed: int = 0
 ) -> list[tuple[int, str]]:
@@ -825,8 +830,10 @@ def other_questions(
 
 
 def _templates(edit: Edit) -> list[str]:
-    prompts = [edit.prompt, edit.rephrase_prompt or ""]
-    return [template for prompt in prompts if edit.subject and (template := template_of(prompt, edit.subject))]
+    if not edit.subject:
+        return []
+    prompts = [edit.prompt, *(prompt for prompt, _ in edit.probes("rephrase"))]
+    return [template for prompt in prompts if (template := template_of(prompt, edit.subject))]
 
 
 @cache
@@ -855,18 +862,17 @@ def main() -> None:
     lenders = [edit for edits in files.values() for edit in edits]
     rows: list[tuple[str, str]] = []
     for path, edits in files.items():
-        first = list({edit.subject: index for index, edit in reversed(list(enumerate(edits)))}.values())
+        first = set(first_of_subject(edits))
         questions = other_questions(edits, lenders)
         covered = {index for index, _ in questions}
         told = [
             index
             for index, edit in enumerate(edits)
-            if (t := template_of(edit.prompt, edit.subject)) and relation_of(t)
+            if edit.subject and (t := template_of(edit.prompt, edit.subject)) and relation_of(t)
         ]
         print(f"{path}: {len(covered)} of {len(edits)} edits covered; {len(told)} have a relation")
-        print(
-            f"  {len(covered & set(first))} of {len(first)} subjects' first edits covered; {len(questions)} questions"
-        )
+        num = len(first & {edits[index] for index in covered})
+        print(f"  {num} of {len(first)} subjects' first edits covered; {len(questions)} questions")
         rows += [(edits[index].prompt, question) for index, question in questions]
 
     kinds: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from peft import get_peft_model
-from report import RESULTS, command, device_name, write
+from report import RESULTS, command, device_name, now, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import EditingArguments, LEMoEConfig, LifelongEditor, read_edits
@@ -45,24 +44,6 @@ def seconds_of_forward(base, tokenizer, edits, batch_size: int) -> float:
     return seconds
 
 
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-    return time.process_time()  # other work on the machine counts little
-
-
-def known_edit_generality(editor: LifelongEditor, edits) -> float:
-    """Teacher-forced generality where the right edit answers, whatever is asked about its subject."""
-    editor.config.relation_threshold = -1e9
-    scores = []
-    ids = {entry["id"] for entry in editor.edits()}
-    for i, edit in enumerate(edits):
-        with editor.without(ids - {i}):
-            scores += teacher_forced(editor.model, editor.tokenizer, [edit.rephrase_prompt], [edit.target_new])
-    return statistics.mean(scores)
-
-
 @contextmanager
 def replaced(owner, name: str, value):
     own = getattr(owner, name)
@@ -71,6 +52,17 @@ def replaced(owner, name: str, value):
         yield
     finally:
         setattr(owner, name, own)
+
+
+def known_edit_generality(editor: LifelongEditor, edits) -> float:
+    """Teacher-forced generality of all edits of an editor where the right one answers, whatever is asked about its subject."""
+    ids, scores = [entry["id"] for entry in editor.edits()], []
+    for own, edit in zip(ids, edits, strict=True):
+        prompts = [prompt for prompt, _ in edit.probes("rephrase")]
+        with replaced(editor.config, "relation_threshold", -1e9), editor.without(set(ids) - {own}):
+            found = teacher_forced(editor.model, editor.tokenizer, prompts, [edit.target_new] * len(prompts))
+        scores += [statistics.mean(found)] if found else []
+    return statistics.mean(scores)
 
 
 def every_prompt_is_own(prompt, target, start, expert, own=True) -> Sample:
@@ -83,15 +75,15 @@ ABLATIONS = [
     ("short averages: betas of 0.9 and 0.999", {"betas": (0.9, 0.999)}, []),
     ("own prompts first", {}, [(samples, "Sample", every_prompt_is_own)]),
     ("the template's tokens run once", {}, [(activations, "SHARED_PREFIX", 10**9)]),
-    ("logits left out of the frozen pass", {}, [(activations, "first_column_only", nullcontext)]),
+    ("logits left out of the frozen pass", {}, [(activations, "FIRST_COLUMN", slice(None))]),
     ("reuse of what is frozen", {}, [(trunk_module, "reusable_columns", lambda *args: 0)]),
     ("contexts", {"contexts": ()}, []),
     ("each edit's own stop: 30 steps for all", {"stop_loss": 0.0, "max_steps": 30}, []),
 ]
 
 
-def ablate(args, tokenizer, edits) -> dict:
-    report = {}
+def ablate(args, tokenizer, edits) -> list[dict]:
+    rows = []
     for name, settings, replacements in ABLATIONS:
         base = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
         arguments = EditingArguments(**settings)
@@ -103,19 +95,20 @@ def ablate(args, tokenizer, edits) -> dict:
                 stack.enter_context(replaced(*replacement))
             began = now(torch.device(args.device))
             result = editor.edit(edits)
-        report[name] = {
+        measures = {
             "forwards_per_edit": (now(torch.device(args.device)) - began) / forward,
             "steps_per_edit": statistics.mean(record["steps"] for record in result.records),
             "generality_right_expert": known_edit_generality(editor, edits),
         }
-        print(name, report[name], flush=True)
-    return {"without": report}
+        rows.append({"name": name, "measures": measures})
+        print(rows[-1], flush=True)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the base model")
-    parser.add_argument("--data", required=True, help="JSON lines with EasyEdit's keys")
+    parser.add_argument("--data", required=True, help="JSON lines with EasyEdit's keys, and rephrasings")
     parser.add_argument("--num-edits", type=int, default=100)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
@@ -130,7 +123,7 @@ def main() -> None:
         save(args, ablate(args, tokenizer, edits), "speed_edit_ablation")
         return
     runs = {"without contexts": EditingArguments(contexts=()), "default": EditingArguments()}
-    report = {}
+    rows = []
     for name, arguments in runs.items():
         ratios, forward = [], []
         for _ in range(args.pairs):
@@ -145,23 +138,22 @@ def main() -> None:
             print(f"{name}: {ratios[-1]:.2f} F, F = {forward[-1] / len(edits):.4f} s", flush=True)
         prompts, targets = [edit.prompt for edit in edits], [edit.target_new for edit in edits]
         reliability = teacher_forced(editor.model, tokenizer, prompts, targets)
-        report[name] = {
+        measures = {
             "forwards_per_edit": statistics.median(ratios),
-            "forwards_per_edit_of_each_pair": ratios,
             "seconds_of_forward_per_edit": statistics.median(forward) / len(edits),
             "steps_per_edit": statistics.mean(record["steps"] for record in result.records),
             "reliability": statistics.mean(reliability),
             "generality_right_expert": known_edit_generality(editor, edits),
-            "arguments": vars(arguments),
         }
-        print(report[name], flush=True)
+        of_pairs = {"forwards_per_edit_of_each_pair": ratios}
+        rows.append({"name": name, "arguments": vars(arguments), "measures": measures} | of_pairs)
+        print(rows[-1], flush=True)
+    save(args, rows, "speed_edit")
 
-    save(args, report, "speed_edit")
 
-
-def save(args, report: dict, stem: str) -> None:
+def save(args, rows: list[dict], stem: str) -> None:
     stem += "" if args.device == "cpu" else f"_{args.device}_{args.dtype}"
-    report |= {"command": command(), "device": device_name(args.device), "versions": versions()}
+    report = {"command": command(), "device": device_name(args.device), "rows": rows, "versions": versions()}
     write(report, Path(args.output or RESULTS / f"{stem}.json"))
 
 

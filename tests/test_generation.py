@@ -305,6 +305,23 @@ def test_a_manual_loop_on_a_cache_equals_generate(family, size):
     assert torch.equal(ids, generate(model, PROMPTS[:3]))
 
 
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_cache_whose_rows_are_repeated_goes_on_for_each_of_them(family, width):
+    """Word by word, or with a text behind it that completes a subject."""
+    model = model_of(family)
+    lead = torch.stack([torch.tensor(PROMPTS[0][:4]), unrelated(1, length=4)[0]])
+    lead = lead if width > 1 else torch.cat([lead, torch.tensor([PROMPTS[0][4:5], [240]])], 1)
+    cache = model(input_ids=lead, use_cache=True).past_key_values
+    cache.batch_repeat_interleave(2)
+    behind = torch.tensor([[*PROMPTS[0][4:], 250], [4, 251, 252], [*PROMPTS[0][4:], 253], [254, 4, 5]])[:, -width:]
+    ids = torch.cat([lead.repeat_interleave(2, 0), behind], 1)
+    actual = model(input_ids=behind, past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(actual, logits(model, ids)[:, -width:], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(actual[0], logits(tiny(family), ids)[0, -width:], atol=1e-2)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_two_generations_with_two_caches_do_not_disturb_each_other(family):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
+from architectures.configs import tiny_config
 from lemoe_hf import LEMoEConfig, LEMoELayer, structure
 from tiny import FAMILIES, HIDDEN, LAYERS, tiny
 
@@ -53,6 +54,40 @@ def test_the_width_of_the_ffn_is_found(family, width):
     """What `expert_dim=None` gives an expert."""
     (target,) = structure.find_targets(tiny(family), 0.8)
     assert structure.ffn_width(tiny(family).get_submodule(target), HIDDEN) == width
+
+
+@pytest.mark.parametrize(
+    ("model_type", "width"),
+    [
+        ("phi3", 48),  # gate and input in one linear layer
+        ("qwen3_moe", 24),  # experts in one tensor, gate and input side by side
+        ("gpt_oss", 48),  # the same, transposed, with biases
+        ("jetmoe", 48),  # in modules of their own
+        ("qwen2_moe", 40),  # one beside them is wider
+        ("zaya", 24),  # with a router of several layers
+    ],
+)
+def test_a_fused_ffn_is_as_wide_as_what_its_output_projection_reads(model_type, width):
+    config = tiny_config(model_type)
+    config.shared_expert_intermediate_size = 40
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    (target,) = structure.find_targets(model, 0.8)
+    assert structure.ffn_width(model.get_submodule(target), HIDDEN) == width
+
+
+def test_the_width_is_that_of_the_ffn_where_a_layer_is_bypassed_whole():
+    """And not of its attention, which in Gemma 4 is wider here."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config("gemma4_text"))
+    (layer,) = get_peft_model(model, LEMoEConfig(expert_dim=None)).base_model.lemoe_layers()
+    assert layer.is_block
+    assert layer.lemoe_open["default"].in_proj.shape[2] == 48
+
+
+@pytest.mark.parametrize(("module", "width"), [(nn.Linear(8, 20), 20), (nn.Linear(8, 8), 8), (nn.LayerNorm(8), 8)])
+def test_what_is_no_ffn_has_the_width_of_its_largest_matrix(module, width):
+    assert structure.ffn_width(module, 8) == width
 
 
 def test_a_mixture_inside_a_layer_is_not_the_stack():

@@ -1,4 +1,4 @@
-"""Tell PEFT about the methods of this package. The only file that touches PEFT's private names."""
+"""Tell PEFT about the methods of this package. The only file that changes anything of PEFT: all others only use it."""
 
 from __future__ import annotations
 

@@ -146,16 +146,28 @@ def hidden_size(model: Any) -> int:
 
 
 def ffn_width(module: nn.Module, hidden: int) -> int:
-    """Inner width of an FFN: the largest dimension of its matrices that is not the hidden size."""
-    sizes: list[int] = []
-    for part in module.modules():
-        if isinstance(part, nn.Linear):  # whose weight may be quantised, and packed into another shape
-            sizes += [part.out_features, part.in_features]
+    """
+    Inner width of an FFN: what its output projection reads, or the widest of several.
+
+    What reads the residual stream tells less: it may hold gate and input side by side, and be twice as wide. Of experts in
+    one tensor, of shape `(e, width, hidden)` or `(e, hidden, width)`, the output projection is the smallest. A matrix of
+    another kind, as in GPT-2, tells by its largest dimension that is not the hidden size.
+    """
+    shapes: list[tuple[int, ...]] = []
+    widths = []
+    parts: list[Any] = list(module.modules())
+    for part in parts:
+        if hasattr(part, "in_features"):  # whose weight may be quantised, and packed into another shape
+            shapes.append((part.in_features, part.out_features))
+            if part.out_features == hidden != part.in_features:
+                widths.append(part.in_features)
         else:
-            weights = part.parameters(recurse=False)
-            sizes += [size for weight in weights if weight.dim() >= 2 for size in weight.shape[-2:]]
-    inner = [size for size in sizes if size != hidden]
-    return max(set(inner), key=inner.count) if inner else hidden
+            shapes += [tuple(weight.shape) for weight in part.parameters(recurse=False)]
+    stacked = [shape[1] * shape[2] // hidden for shape in shapes if len(shape) == 3 and hidden in shape[1:]]
+    if stacked:
+        widths.append(min(stacked))
+    other = [size for shape in shapes if len(shape) == 2 for size in shape if size != hidden]
+    return max(widths or other, default=hidden)
 
 
 def fingerprint(model: nn.Module) -> str:

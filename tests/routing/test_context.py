@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from transformers import DynamicCache
 
+from gated import A, clear, gated, generate, put_asked
 from lemoe_hf.routing.context import RoutingContext
 from lemoe_hf.routing.route import Route
 from tiny import PAD, edited, logits, prompts_of, put_edits, tiny, unrelated
@@ -135,6 +139,31 @@ def test_a_cropped_cache_is_routed_by_what_is_left():
     turn = torch.tensor([[220, 221, 222]])
     now = model(input_ids=turn, past_key_values=cache).logits
     torch.testing.assert_close(now, base(input_ids=turn, past_key_values=plain).logits, rtol=1e-5, atol=1e-5)
+
+
+def by_pickle(cache):
+    return pickle.loads(pickle.dumps(cache))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle])
+@pytest.mark.parametrize("by_generate", [False, True])
+@torch.no_grad()
+def test_a_copied_cache_goes_on_where_it_was_without_a_copy_of_the_model(by_generate, duplicate, monkeypatch):
+    """As when many prompts begin alike; here with a subject about which the beginning has not asked yet."""
+    model = gated()
+    put_asked(model, [[*PROMPTS[0][:5], A]], SPAN)
+    ids, cache = torch.tensor([[211, *PROMPTS[0][2:5], 213, A]]), DynamicCache(config=model.config)
+    if by_generate:
+        generate(model, ids[:, :4], past_key_values=cache, max_new_tokens=1, min_new_tokens=1)
+    else:
+        model(input_ids=ids[:, :4], past_key_values=cache)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.Module, "__reduce_ex__", lambda *args: pytest.fail("A module was copied."))
+        copies = [duplicate(cache) for _ in range(2)]
+    expected = generate(model, ids)
+    assert not torch.equal(expected, generate(clear(), ids))
+    for each in copies:
+        assert torch.equal(generate(model, ids, past_key_values=each), expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------- contexts

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
 
 from lemoe_hf import LEMoEConfig
 from lemoe_hf.routing.kv_anchor import KVRouter
 from tiny import (
+    EOS,
     HIDDEN,
+    PAD,
     adapter_state,
     assert_same,
     committed,
@@ -46,12 +49,12 @@ def prefer(model, rows: torch.Tensor, experts: list[int]) -> None:
     bank.keys[experts] = torch.linalg.pinv(values).T.detach() * 20
 
 
-def train(model, prompts, steps=5):
-    ids = torch.tensor([[*prompt, 77] for prompt in prompts])
+def train(model, prompts, steps=5, answer=77, lr=0.1, weight_decay=0.1):
+    ids = torch.tensor([[*prompt, answer] for prompt in prompts])
     labels = ids.clone()
     labels[:, :-1] = -100
     model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=weight_decay)
     for _ in range(steps):
         optimizer.zero_grad()
         model(input_ids=ids, labels=labels).loss.backward()
@@ -166,6 +169,85 @@ def test_the_router_loss_teaches_old_prompts_their_own_experts():
     expected = torch.nn.functional.cross_entropy(router.logits(bank, every), torch.tensor([3, 0, 1, 2]))
     torch.testing.assert_close(replayed, expected)
     torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(router.logits(bank, new), torch.tensor([3])))
+
+
+# ------------------------------------------------------------------------------------------ training without an editor
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_a_training_loop_teaches_the_router(projection):
+    """Gates of one give the keys no gradient: what they learn, they learn by the router's loss."""
+    model, prompts = model_of(0, projection=projection), prompts_of(4)
+    for i, prompt in enumerate(prompts):
+        train(model, [prompt], steps=120, answer=77 + i, lr=0.05, weight_decay=0.0)
+        model.base_model.commit()
+    assert routes(model, prompts).experts[:, 0].tolist() == [0, 1, 2, 3]
+    assert logits(model, prompts)[:, -1].argmax(-1).tolist() == [77, 78, 79, 80]
+
+
+def test_the_loss_of_a_model_in_training_holds_the_routers():
+    model, prompts = model_of(3, router_loss=0.5), prompts_of(2, seed=9)
+    router, bank = halves(model)
+    bank.remember(torch.randn(3, HIDDEN), torch.arange(3))
+    ids = torch.tensor(prompts)
+    labels = ids.masked_fill(torch.arange(6) < 4, -100)
+    output = model.train()(input_ids=ids, labels=labels)
+    assert bank.anchor_expert.tolist() == [0, 1, 2, 3, 3]
+
+    def own(output):
+        return F.cross_entropy(output.logits[:, 3:-1].flatten(0, 1), ids[:, 4:].flatten())
+
+    anchors = router.anchors_of(model.base_model.model, ids[:, :4], {})
+    expected = own(output) + 0.5 * router.loss(bank, anchors, torch.tensor([3, 3]), replay=True)
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(output["loss"], expected)
+    torch.testing.assert_close(model(input_ids=ids, labels=labels, return_dict=False)[0], expected)
+    output.loss.backward()
+    assert router.keys.grad.abs().max() > 0
+    with torch.no_grad():
+        output = model(input_ids=ids, labels=labels)
+    torch.testing.assert_close(output.loss, own(output))
+    output = model.eval()(input_ids=ids, labels=labels)
+    torch.testing.assert_close(output.loss, own(output))
+
+
+def test_without_a_loss_of_the_model_the_router_says_that_it_does_not_learn():
+    model, ids = model_of(1).train(), torch.tensor(prompts_of(1))
+    for options in ({}, {"return_dict": False}):
+        with pytest.warns(UserWarning, match="Pass `labels`"):
+            model(input_ids=ids, **options)
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_a_training_loop_remembers_every_prompt_once_as_the_router_reads_it(replay, tmp_path):
+    """With the token before the text, which the anchors leave out, and without the padding."""
+    model, prompts = model_of(2, router_replay=replay), prompts_of(3, seed=9)
+    rows = [[PAD, EOS, *prompts[0], 250], [*prompts[1], 250, PAD, PAD], [*prompts[2], 250, PAD, PAD]]
+    ids = torch.tensor(rows)
+    batch = {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": ids.masked_fill(ids != 250, -100)}
+    for _ in range(2):
+        model.train()(**batch)
+    _, bank = halves(model)
+    assert bank.anchor_expert.tolist() == [2] * 3 * replay
+    assert model.peft_config["default"].num_router_anchors == 3 * replay
+    if replay:
+        embeds = [
+            model.get_input_embeddings()(torch.tensor(row)).mean(0) for row in ([EOS, *prompts[0]], *prompts[1:])
+        ]
+        torch.testing.assert_close(bank.anchors, torch.stack(embeds))
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny(), tmp_path)
+    assert_same(adapter_state(loaded), adapter_state(model))
+
+
+def test_undo_in_the_open_expert_leaves_nothing_to_the_next():
+    model, prompts = model_of(1), prompts_of(2)
+    before = adapter_state(model)
+    train(model, prompts[1:])
+    assert halves(model)[1].anchor_expert.tolist() == [1]
+    model.base_model.remove_edit(1)
+    assert_same(adapter_state(model), before)
+    assert model.peft_config["default"].num_router_anchors == 0
 
 
 # --------------------------------------------------------------------------------------------------------------- deferral

@@ -411,6 +411,20 @@ def test_a_second_turn_on_a_cache_goes_on_from_the_first(first, second):
         assert torch.equal(output, generate(model, conversation))
 
 
+@pytest.mark.parametrize("turn", [[214], [214, 215, 216]])
+@torch.no_grad()
+def test_the_rows_of_a_cache_are_repeated_with_their_decisions(turn):
+    model = model_of(marks=(A, B, C))
+    first = torch.tensor([ask(0, A), ask(0, C), ask(1, B)])
+    cache = model(input_ids=first, use_cache=True).past_key_values
+    cache.batch_repeat_interleave(2)
+    second = torch.tensor([turn] * 6) + torch.arange(6)[:, None]
+    ids = torch.cat([first.repeat_interleave(2, 0), second], 1)
+    rows = [[(0, LAST, None)]] * 2 + [[]] * 2 + [[(1, LAST, None)]] * 2
+    now = model(input_ids=second, past_key_values=cache).logits
+    assert_close(now, expected_logits(model, ids, rows)[:, -len(turn) :])
+
+
 @torch.no_grad()
 def test_a_question_that_was_taken_back_is_not_asked():
     """As when a conversation is cropped to an earlier point and goes on otherwise."""

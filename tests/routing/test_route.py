@@ -33,7 +33,6 @@ class Scored:
 def test_of_edits_that_score_nearly_alike_the_likelier_wording_is_taken(scores, expert):
     waiting = torch.tensor([[Route.ENDLESS]])
     candidates = Candidates(
-        Scored(*scores),
         edits=torch.tensor([[[0, 1]]]),
         experts=torch.tensor([[[5, 7]]]),
         keys=torch.zeros(1, 1, 2, 4),
@@ -50,7 +49,7 @@ def test_of_edits_that_score_nearly_alike_the_likelier_wording_is_taken(scores, 
         torch.zeros_like(waiting), torch.ones(1, 1), waiting.clone(), waiting, last_start=1, candidates=candidates
     )
     route.seal()
-    route.decide(candidates)
+    route.decide(candidates, Scored(*scores))
     if expert is None:
         assert not route.final.gates.any()
     else:

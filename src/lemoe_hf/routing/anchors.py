@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import nn
+
+from .frozen import Frozen
 
 
 # A prompt that holds nine tenths of an anchor in a row is taken to mean it, unless unrelated prompts come that close too.
@@ -55,7 +56,7 @@ class Match:
     rivals: tuple[Match, ...] = ()
 
 
-class Anchors(nn.Module):
+class Anchors(Frozen):
     """
     All anchors of an adapter, as flat tensors, and the search for them.
 
@@ -95,13 +96,9 @@ class Anchors(nn.Module):
     def __len__(self) -> int:
         return self.lengths.shape[0]
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Anchors:
-        # Thresholds are part of what was committed: they move between devices but keep their dtype.
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         self._index = None
-        threshold = self.threshold
-        super()._apply(fn, recurse)
-        self.threshold = threshold.to(self.threshold.device)
-        return self
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._index = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -22,11 +23,16 @@ _pinned: ContextVar[Pinned | None] = ContextVar("lemoe_pinned", default=None)
 
 @dataclass
 class Pinned:
-    """Routes that hold for every forward pass, and how many columns of the prompt they were computed from."""
+    """
+    Routes that hold for every forward pass, and how many columns of the prompt they were computed from.
+
+    A cache keeps no more of them than their `mark`: it may be copied, or saved, and the model is not to go with it.
+    """
 
     context: RoutingContext
     routes: Routes
     columns: int = 0
+    mark: object = field(default_factory=object)
 
 
 @dataclass
@@ -35,14 +41,14 @@ class CacheState:
     What is kept beside a KV cache: the routes of its rows, and the tokens of the prompt so far (-1 for others).
 
     `columns` have been seen, as far as the cache does not count them itself; `awaited` are yet to come of the prompt of
-    the `pinned` routes, where it comes in chunks.
+    the pinned routes with the mark `pinned`, where it comes in chunks.
     """
 
     routes: Routes
     ids: torch.Tensor | None
     columns: int
     awaited: int = 0
-    pinned: Pinned | None = None
+    pinned: object | None = None
 
 
 def cache_in(holder) -> object | None:
@@ -71,6 +77,22 @@ def token_labels(inputs: Mapping) -> torch.Tensor | None:
     """The labels among the arguments of a forward pass, unless they are one a row, as of a classifier."""
     labels = inputs.get("labels")
     return labels if labels is not None and labels.dim() > 1 else None
+
+
+def with_loss(output, loss: torch.Tensor, has_labels: bool):
+    """The output of a model, with another loss added to its own, as mixtures of experts add that of their routers."""
+    if isinstance(output, tuple) and has_labels:
+        return (output[0] + loss.to(output[0]), *output[1:])
+    own = getattr(output, "loss", None)
+    if own is None:
+        warnings.warn(
+            "The router of `routing='kv_anchor'` learns by a loss that is added to the model's own, and this forward pass "
+            "has computed none: prompts may find the wrong experts. Pass `labels`, or make edits with a LifelongEditor.",
+            stacklevel=2,
+        )
+    else:
+        output.loss = own + loss.to(own)
+    return output
 
 
 class RoutingContext:
@@ -179,49 +201,57 @@ class RoutingContext:
             rows = tokens.shape[0]
             self.routes = {name: route and route.repeat(rows).final for name, route in self.pinned_routes.items()}
         elif state is not None and tokens.shape[1] == 1 and state.awaited <= 0:
-            self.routes = {name: route and route.final for name, route in state.routes.items()}
+            rows = tokens.shape[0]  # the caller may have repeated those of the cache
+            self.routes = {name: route and route.repeat(rows).final for name, route in state.routes.items()}
             if cache is kwargs.get("cache_params"):
                 state.columns += 1
         else:
             self._prefill(root, inputs, tokens, cache, state)
 
     def _prefill(self, root, inputs, tokens, cache, state) -> None:
-        column = columns_in(cache, state)
+        rows, column = tokens.shape[0], columns_in(cache, state)
         pinned = None if torch.compiler.is_compiling() else _pinned.get()
         pinned = pinned if pinned is not None and pinned.context is self else None
         ids, awaited = None, 0
         if pinned is not None:
             awaited = pinned.columns - column - tokens.shape[1]
-            if state is not None and state.pinned is pinned:
+            if state is not None and state.pinned is pinned.mark:
                 routes = state.routes
             else:
-                routes = {name: route and route.repeat(tokens.shape[0]) for name, route in pinned.routes.items()}
+                routes = {name: route and route.repeat(rows) for name, route in pinned.routes.items()}
         else:
             ids = self._prompt_ids(root, inputs)
             if column and ids is not None:
-                past = ids.new_full((ids.shape[0], column), -1)
+                past = ids.new_full((rows, column), -1)
                 if state is not None and state.ids is not None:
-                    past[:, : state.ids.shape[1]] = state.ids[:, :column]
+                    earlier_ids = state.ids[:, :column]
+                    past[:, : earlier_ids.shape[1]] = earlier_ids.repeat_interleave(rows // len(earlier_ids), 0)
                 ids = torch.cat([past, ids], 1)
             is_whole = token_labels(inputs) is not None
             routes = {} if ids is None else self._compute(root, ids, inputs, is_whole)
         if state is not None and state.routes is not routes:
             for name, earlier in state.routes.items():
                 if earlier is not None and routes.get(name) is not None:
-                    routes[name].resume(earlier, column)
+                    routes[name].resume(earlier.repeat(rows), column)
         self.routes = {name: route and route.at(column, tokens.shape[1]) for name, route in routes.items()}
-        state = CacheState(routes, ids, column + tokens.shape[1], awaited, pinned)
+        state = CacheState(routes, ids, column + tokens.shape[1], awaited, pinned and pinned.mark)
         if cache is not None:
             cache.lemoe_state = state
         elif not torch.compiler.is_compiling():
             _running.set((self.routes, state))
 
-    def after_forward(self, root: nn.Module, args: tuple, kwargs: dict, output) -> None:
-        """Keep the routes with a cache that the forward pass has made by itself."""
+    def after_forward(self, root: nn.Module, args: tuple, kwargs: dict, output):
+        """Keep the routes with a cache that the forward pass has made by itself, and add the loss of routers that learn."""
         cache = cache_in(output)
         if not torch.compiler.is_compiling() and _running.get()[1] is not None and cache is not None:
             cache.lemoe_state = _running.get()[1]
+        losses = [route.loss for route in self.routes.values() if route is not None and route.loss is not None]
         self.routes = None
+        if output is None:  # the forward pass has failed
+            return None
+        for loss in losses:
+            output = with_loss(output, loss, has_labels=kwargs.get("labels") is not None)
+        return output
 
     def before_block(self, block: nn.Module, args: tuple, kwargs: dict) -> None:
         """Record what enters a module, and find out at the last one what the prompts ask for."""
@@ -232,7 +262,8 @@ class RoutingContext:
             if route is not None and route.candidates is not None and any(block is tap for tap in taps):
                 route.candidates.hidden.append(first_tensor(args, kwargs))
                 if block is taps[-1]:
-                    route.decide(route.candidates)
+                    lead = next(layer for layer in self.layers if name in layer.lemoe_relations)
+                    route.decide(route.candidates, lead.lemoe_relations[name])
 
     # ----------------------------------------------------------------------------------------------------------- routing
 

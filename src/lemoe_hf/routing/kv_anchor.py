@@ -11,16 +11,35 @@ Axes: `b` batch, `e` experts, `s` slots, `d` hidden size, `p` width of the proje
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .frozen import Frozen
 from .route import Route
 
 
-class KVRouter(nn.Module):
+class RouterConfig(Protocol):
+    """What a router asks of an adapter's config."""
+
+    deferral: bool
+    top_k: int
+    anchor_dim: int | None
+    gate_value: str
+    projection: str
+    train_route: str
+    num_experts: int
+    num_open_experts: int
+    num_router_anchors: int
+
+
+class KVRouter(Frozen):
     """
     Keys and projections: of the committed experts as buffers, of the experts in training as parameters.
+
+    The committed half also holds the anchors of earlier edits, `anchors` (n, d) of the experts `anchor_expert` (n).
 
     Args:
         num_keys (`int`): Experts.
@@ -31,11 +50,10 @@ class KVRouter(nn.Module):
         trainable (`bool`): Parameters rather than buffers.
     """
 
-    names = ("keys", "down", "up")
-
-    def __init__(self, num_keys, num_projections, num_anchors, hidden_size: int, anchor_dim: int, trainable: bool):
+    def __init__(
+        self, num_keys: int, num_projections: int, num_anchors: int, hidden_size: int, anchor_dim: int, trainable: bool
+    ):
         super().__init__()
-        self.trainable = trainable
         shapes = {
             "keys": (num_keys, hidden_size),
             "down": (num_projections, hidden_size, anchor_dim),
@@ -51,15 +69,8 @@ class KVRouter(nn.Module):
             self.register_buffer("anchors", torch.zeros(num_anchors, hidden_size))
             self.register_buffer("anchor_expert", torch.zeros(num_anchors, dtype=torch.int32))
 
-    def _apply(self, fn, recurse=True):
-        if self.trainable:
-            return super()._apply(fn, recurse)
-        for name, weight in list(self.named_buffers()):
-            setattr(self, name, weight.to(fn(weight).device))
-        return self
-
     @classmethod
-    def pair(cls, config, hidden_size: int) -> tuple[KVRouter, KVRouter]:
+    def pair(cls, config: RouterConfig, hidden_size: int) -> tuple[KVRouter, KVRouter]:
         """The open and the committed half of an adapter's router, of the sizes that its config tells."""
         width = config.anchor_dim or max(hidden_size // 4, 1)
         num, num_open = config.num_experts, config.num_open_experts
@@ -80,14 +91,14 @@ class KVRouter(nn.Module):
                 fan_in = weight.shape[1]
                 weight.copy_(torch.randn(weight.shape, generator=generator) * fan_in**-0.5)
 
-    def freeze_into(self, bank: KVRouter, config) -> None:
+    def freeze_into(self, bank: KVRouter, config: RouterConfig) -> None:
         """Append the keys, and the projections that are theirs, to the committed half."""
         bank.keys = torch.cat([bank.keys, self.keys.detach().to(bank.keys)])
         if config.projection == "per_expert" or (config.projection == "shared_frozen" and not len(bank.down)):
             bank.down = torch.cat([bank.down, self.down.detach().to(bank.down)])
             bank.up = torch.cat([bank.up, self.up.detach().to(bank.up)])
 
-    def opened(self, num: int, num_committed: int, config) -> KVRouter:
+    def opened(self, num: int, num_committed: int, config: RouterConfig) -> KVRouter:
         """A new open half for `num` experts; a projection that keeps training is kept."""
         projections = {"shared": 1, "shared_frozen": int(num_committed == 0), "per_expert": num}[config.projection]
         new = KVRouter(num, projections, 0, self.keys.shape[1], self.down.shape[2], True)
@@ -101,6 +112,11 @@ class KVRouter(nn.Module):
         """Keep anchors of shape `(n, d)` of the experts of shape `(n,)`, to be replayed when later experts train."""
         self.anchors = torch.cat([self.anchors, anchors.detach().to(self.anchors)])
         self.anchor_expert = torch.cat([self.anchor_expert, expert.to(self.anchor_expert)])
+
+    def forget(self, expert: int) -> None:
+        """Give up the anchors of an expert."""
+        keep = self.anchor_expert != expert
+        self.anchors, self.anchor_expert = self.anchors[keep], self.anchor_expert[keep]
 
     def logits(self, bank: KVRouter, anchors: torch.Tensor) -> torch.Tensor:
         """Scores of shape `(b, e)` of all experts, committed ones first, for anchors of shape `(b, d)`."""
@@ -130,7 +146,14 @@ class KVRouter(nn.Module):
             targets = torch.cat([targets, bank.anchor_expert.long()])
         return F.cross_entropy(self.logits(bank, anchors), targets)
 
-    def gates(self, config, bank: KVRouter, anchors: torch.Tensor, num_serving: int, forced=None):
+    def gates(
+        self,
+        config: RouterConfig,
+        bank: KVRouter,
+        anchors: torch.Tensor,
+        num_serving: int,
+        forced: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Experts among the first `num_serving`, or those `forced` of shape `(b,)`, and their gates, of shape `(b, s)`."""
         weights = self.logits(bank, anchors)[:, :num_serving].softmax(-1)
         if forced is None:
@@ -143,12 +166,20 @@ class KVRouter(nn.Module):
         return experts, gates
 
     def route(
-        self, config, bank, anchors: torch.Tensor, scope: Route | None, uses_open: bool, learner=None
+        self,
+        config: RouterConfig,
+        bank: KVRouter,
+        anchors: torch.Tensor,
+        scope: Route | None,
+        uses_open: bool,
+        learner: torch.Tensor | None = None,
     ) -> Route | None:
         """
         Route a batch of prompts by their anchors.
 
         Args:
+            config ([`LEMoEConfig`]): Of the adapter.
+            bank ([`KVRouter`]): The committed half.
             anchors (`torch.Tensor` of shape `(b, d)`): As of [`KVRouter.anchors_of`].
             scope (`Route`, *optional*): The route by nearest anchors, which tells the rows that are in scope of any edit.
             uses_open (`bool`): Whether the experts in training take part, because they hold edits or learn.

@@ -119,7 +119,6 @@ def wait_to_be_asked(
     lowest = relations.threshold[row_of_key.clamp(min=0)].to(device)
     lowest = lowest if threshold is None else torch.full_like(lowest, threshold)
     route.candidates = Candidates(
-        relations,
         edits=edit,
         experts=table([[[match.expert for match in of] for of in row] for row in rivals], 0),
         keys=relations.keys[row_of_key.clamp(min=0)].float().to(device),

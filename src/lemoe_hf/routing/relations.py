@@ -9,12 +9,12 @@ of the question, each tell most of it; together they tell more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+
+from .frozen import Frozen
 
 
 # Depth of the layers whose FFN's input is looked at, as shares of the depth of the first bypass.
@@ -97,7 +97,7 @@ def mean_of_sentences(
     return total / count.clamp(min=1)[..., None]
 
 
-class Relations(nn.Module):
+class Relations(Frozen):
     """
     What each edit is about, and whether a prompt asks for that.
 
@@ -147,16 +147,6 @@ class Relations(nn.Module):
     @property
     def is_fitted(self) -> bool:
         return len(self.mean) > 0
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Relations:
-        # What was committed moves between devices but keeps its dtype.
-        dtypes = {name: buffer.dtype for name, buffer in self.named_buffers()}
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, buffer in self.named_buffers():
-            if buffer.dtype != dtypes[name]:
-                setattr(self, name, before[name].to(buffer.device))
-        return self
 
     @classmethod
     def check(cls, state: dict[str, torch.Tensor]) -> None:

@@ -23,7 +23,6 @@ class Candidates:
     [`Relations`].
 
     Args:
-        relations ([`Relations`]): What tells.
         edits (`torch.Tensor` of shape `(b, s, c)`): The edits, -1 where there is none.
         experts (`torch.Tensor` of shape `(b, s, c)`): Their experts.
         keys (`torch.Tensor` of shape `(b, s, c, k)`): What the edits are about.
@@ -34,9 +33,9 @@ class Candidates:
         asked (`torch.Tensor` of shape `(b, s, t)`): Whether a question about the subject may end there.
         words (`torch.Tensor` of shape `(b, s, t, k)`): What is said up to there, as the relations see it.
         num_words (`int`): Features that are taken from words; those of hidden states follow.
+        hidden (`list` of `torch.Tensor`): What entered the layers that tell, of the forward pass that is running.
     """
 
-    relations: Relations
     edits: torch.Tensor
     experts: torch.Tensor
     keys: torch.Tensor
@@ -54,7 +53,7 @@ class Candidates:
         repeated = {name: getattr(self, name).repeat_interleave(times, 0) for name in fields}
         return replace(self, hidden=[], **repeated)
 
-    def scores(self, column: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def scores(self, column: int, relations: Relations) -> tuple[torch.Tensor, torch.Tensor]:
         """
         How surely the columns from `column` on, of which the hidden states were recorded, ask for each edit.
 
@@ -68,10 +67,10 @@ class Candidates:
             return columns, self.score.new_empty(*self.score.shape, 0)
         at = (columns - column).to(device)
         features = features_of([states.to(device)[:, at] for states in hidden])
-        said = self.relations.project(features, self.num_words).to(self.words)
+        said = relations.project(features, self.num_words).to(self.words)
         slots = []
         for keys, words in zip(self.keys.unbind(1), self.words[:, :, here].unbind(1), strict=True):
-            slots.append(self.relations.score(keys, F.normalize(said + words, dim=-1)))
+            slots.append(relations.score(keys, F.normalize(said + words, dim=-1)))
         return columns, torch.stack(slots, 1).masked_fill(~self.asked[:, :, None, here], -torch.inf)
 
 
@@ -95,6 +94,8 @@ class Route:
         last_start (`int`): Largest `start`: beyond it nothing but the final slots acts.
         candidates ([`Candidates`], *optional*): Edits that act where they are asked for.
         column (`int`), num_columns (`int`): The first column of the forward pass that it applies to, and their number.
+        final ([`Route`], *optional*): What is left of the route when the prompt is over, as `seal` keeps it aside.
+        loss (`torch.Tensor`, *optional*): Of a router that learns, to be added to the model's own.
     """
 
     experts: torch.Tensor
@@ -108,6 +109,7 @@ class Route:
     column: int = 0
     num_columns: int = 1
     final: Route | None = None
+    loss: torch.Tensor | None = None
 
     ENDLESS = 2**31 - 1
 
@@ -155,7 +157,7 @@ class Route:
     def _final_gates(self, lasts: torch.Tensor) -> torch.Tensor:
         return (self.gates * (self.end == self.ENDLESS) * (self.start < self.ENDLESS))[:, lasts]
 
-    def decide(self, candidates: Candidates) -> None:
+    def decide(self, candidates: Candidates, relations: Relations) -> None:
         """
         Let each slot that waits take the edit that its prompt asks for, from the hidden states that were recorded.
 
@@ -163,7 +165,7 @@ class Route:
         highest score, or of those that come near it the one whose prompt shares most tokens. Where several subjects stand
         in one question, the highest score decides.
         """
-        columns, score = candidates.scores(self.column)
+        columns, score = candidates.scores(self.column, relations)
         if not len(columns):
             return
         score = score.masked_fill((self.start < self.ENDLESS)[..., None, None], -torch.inf)

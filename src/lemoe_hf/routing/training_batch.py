@@ -11,7 +11,7 @@ from .anchors import Anchor, Anchors
 
 def prompts_in_training(
     anchors: Anchors, ids: torch.Tensor, labels: torch.Tensor | None, bos: int | None, expert: int
-) -> tuple[torch.Tensor, list[Anchor], list[dict[str, Any]]]:
+) -> tuple[torch.Tensor, list[int], list[Anchor], list[dict[str, Any]]]:
     """
     The prompts of a training batch that are not in the scope of the open expert yet.
 
@@ -28,7 +28,7 @@ def prompts_in_training(
 
     Returns:
         The columns from which on the open expert acts, of shape `(b, 1)`, which with labels is the prompt's last token, that
-        predicts the first label; the anchors to store, and the ledger's entries of them.
+        predicts the first label; the rows of the new prompts, the anchors to store, and the ledger's entries of them.
     """
     is_prompt = ids >= 0
     start = torch.zeros(ids.shape[0], 1, dtype=torch.long, device=ids.device)
@@ -39,7 +39,7 @@ def prompts_in_training(
     found = {match.edit for row in anchors.find(ids) for match in row if match.is_prompt and match.expert >= expert}
     stored = {tuple(anchors.span(edit)) for edit in found}
     new: dict[tuple[int, ...], Anchor] = {}
-    entries = []
+    rows, entries = [], []
     for row in range(len(ids)):
         tokens = tuple(ids[row][is_prompt[row]].tolist())
         tokens = tokens[1:] if tokens[:1] == (bos,) else tokens
@@ -47,5 +47,6 @@ def prompts_in_training(
             acts_from = 0 if labels is None else len(tokens) - 1
             new[tokens] = Anchor(tokens, next_edit + len(new), expert, acts_from, is_prompt=True)
             target = [] if labels is None else labels[row][labels[row] != -100].tolist()
+            rows.append(row)
             entries.append({"id": new[tokens].edit, "expert": expert, "prompt_ids": tokens, "target_ids": target})
-    return start, list(new.values()), entries
+    return start, rows, list(new.values()), entries

@@ -98,7 +98,9 @@ class LEMoEConfig(PeftConfig):
             Which expert an edit in training passes (`"kv_anchor"` only): always the open one (`"forced"`), or the router's
             choice (`"free"`, the paper's, which can starve a new expert).
         router_loss (`float`, *optional*, defaults to `1.0`):
-            Weight of the cross-entropy of the router towards the open expert (`"kv_anchor"` only). The paper has none.
+            Weight of the cross-entropy of the router towards the open expert (`"kv_anchor"` only). The paper has none. In a
+            training loop it is part of the model's own `loss`, and the loop must pass `labels`: nothing else trains the keys
+            where gates are one.
         router_replay (`bool`, *optional*, defaults to `True`):
             Let the router loss see the stored anchors of earlier edits too (`"kv_anchor"` only).
 

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...routing.frozen import Frozen
 
-class Experts(nn.Module):
+
+class Experts(Frozen):
     r"""
     A stack of experts of one shape. Committed experts are buffers, experts in training are parameters.
 
@@ -63,14 +65,6 @@ class Experts(nn.Module):
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: getattr(self, name) for name in self.names}
-
-    def _apply(self, fn, recurse=True):
-        # `model.half()` and the like must not round what was committed: the bank moves, but keeps its dtype.
-        if self.trainable:
-            return super()._apply(fn, recurse)
-        for name, weight in self.weights().items():
-            setattr(self, name, weight.to(fn(weight).device))
-        return self
 
     def reset_parameters(self, init_weights: bool, seed: int = 0) -> None:
         """Random input projections, the same for every expert, and output projections of zero.

@@ -195,8 +195,11 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         acts_anyhow = not config.init_weights and not len(self.lemoe_anchors[adapter_name])
         if in_training:
             anchors, bos = self.lemoe_anchors[adapter_name], structure.bos_token(root)
-            start, *seen = prompts_in_training(anchors, ids, token_labels(inputs), bos, expert=len(bank))
-            if seen[0]:
+            start, rows, *seen = prompts_in_training(anchors, ids, token_labels(inputs), bos, expert=len(bank))
+            if rows and config.routing == "kv_anchor" and config.router_replay:
+                embedded = KVRouter.anchors_of(root, ids, inputs)[rows]
+                self.lemoe_router_bank[adapter_name].remember(embedded, torch.full_like(start[rows, 0], len(bank)))
+            if rows:
                 self.store(adapter_name, *seen)
             route = Route.to_open(start, len(bank), last_start=int(start.max()))
         elif acts_anyhow:
@@ -217,7 +220,10 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             router, router_bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
             learner = route.experts[:, 0] if in_training else None
             uses_open = in_training or acts_anyhow or self.has_open_edits(adapter_name)
-            route = router.route(config, router_bank, router.anchors_of(root, ids, inputs), route, uses_open, learner)
+            embedded = router.anchors_of(root, ids, inputs)
+            route = router.route(config, router_bank, embedded, route, uses_open, learner)
+            if in_training and config.router_loss:
+                route.loss = config.router_loss * router.loss(router_bank, embedded, learner, config.router_replay)
         if learns:
             # In evaluation mode, too, a loss has gradients, if only of zero, for what can be trained.
             route = route or Route.to_open(torch.zeros_like(ids[:, :1]), len(bank), gate=0.0)

@@ -120,7 +120,9 @@ class LEMoEModel(BaseTuner):
             target = layer
         target.train(target.base_layer.training)
         leads = not any(adapter_name in layer.lemoe_anchors for layer in self.context.layers)
-        width = peft_config.expert_dim or structure.ffn_width(target.get_base_layer(), target.in_features)
+        base = target.get_base_layer()
+        ffn = base.get_submodule(structure.find_ffn(base) or "") if target.is_block else base
+        width = peft_config.expert_dim or structure.ffn_width(ffn, target.in_features)
         target.update_layer(adapter_name, peft_config, width, leads)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

@@ -51,6 +51,9 @@ def remove_edit(layers: list[LEMoELayer], adapter_name: str, edit: int) -> dict:
     if not is_committed and not lead.has_open_edits(adapter_name):
         for layer in layers:
             layer.open_experts(adapter_name, 1)  # the next edit must not start from what was taken back
+        if has_own_keys:
+            lead.open_keys(adapter_name, 1)
+            lead.lemoe_router_bank[adapter_name].forget(expert)
     ledger.text = lines_of(entries)
     write_sizes(lead, adapter_name)
     return removed
