@@ -363,3 +363,16 @@ def test_paper_trains_and_commits(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny(), tmp_path)
     assert torch.equal(logits(loaded, unrelated()), logits(model, unrelated()))
+
+
+def test_a_prompt_that_is_edited_again_is_not_replayed_as_it_was():
+    _, bank = KVRouter.pair(LEMoEConfig(routing="kv_anchor"), hidden_size=8)
+    router, _ = KVRouter.pair(LEMoEConfig(routing="kv_anchor"), hidden_size=8)
+    stored = torch.eye(8)[:3]
+    bank.remember(stored, torch.tensor([0, 1, 2]))
+    again = stored[1:2] * (1 + 1e-6)
+    anchors, experts = router.examples(bank, again, torch.tensor([3]), replay=True)
+    assert torch.equal(anchors, torch.cat([again, stored[[0, 2]]]))
+    assert experts.tolist() == [3, 0, 2]
+    bank.remember(again, torch.tensor([3]))
+    assert bank.anchor_expert.tolist() == [0, 2, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from ..routing.route import Route
 from ..tuners.lemoe.model import LEMoEModel
@@ -18,6 +19,8 @@ SAMPLES_AT_ONCE = 64
 FIRST_OF_ALL = 1000.0
 # Keys and projections have no scale that a learning rate could be relative to.
 ROUTER_LEARNING_RATE = 2e-3
+# Of the router alone. Prompts whose anchors are alike may have no key that tells them apart.
+MOST_ROUTER_STEPS = 500
 
 
 class EditingError(RuntimeError):
@@ -136,7 +139,25 @@ def train_experts(
             pending = active[expert]
     best.restore()
     optimizer.zero_grad()
+    config = tuner.peft_config[adapter_name]
+    if config.routing == "kv_anchor" and config.router_loss and config.train_route == "forced":
+        finish_router(tuner, adapter_name, batch, optimizer)
     return TrainingOutcome(best.losses.tolist(), steps)
+
+
+def finish_router(tuner: LEMoEModel, adapter_name: str, batch: CachedBatch, optimizer: torch.optim.Optimizer) -> None:
+    """Train the router alone, which takes no pass of the model, until every prompt finds its own expert."""
+    layer, replay = tuner.lemoe_layers(adapter_name)[0], tuner.peft_config[adapter_name].router_replay
+    router, bank = layer.lemoe_router[adapter_name], layer.lemoe_router_bank[adapter_name]
+    learner = len(layer.lemoe_bank[adapter_name]) + batch.expert
+    anchors, targets = router.examples(bank, batch.anchors, learner, replay)
+    for _ in range(MOST_ROUTER_STEPS):
+        logits = router.logits(bank, anchors)
+        if (logits.argmax(-1) == targets).all():
+            break
+        F.cross_entropy(logits, targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def parts_of(

@@ -21,6 +21,10 @@ from .frozen import Frozen
 from .route import Route
 
 
+# Cosine from which on two anchors are those of one prompt: the mean of the same embeddings, in another order of adding.
+SAME = 1 - 1e-5
+
+
 class RouterConfig(Protocol):
     """What a router asks of an adapter's config."""
 
@@ -109,21 +113,39 @@ class KVRouter(Frozen):
         return new.requires_grad_(self.keys.requires_grad)
 
     def remember(self, anchors: torch.Tensor, expert: torch.Tensor) -> None:
-        """Keep anchors of shape `(n, d)` of the experts of shape `(n,)`, to be replayed when later experts train."""
-        self.anchors = torch.cat([self.anchors, anchors.detach().to(self.anchors)])
-        self.anchor_expert = torch.cat([self.anchor_expert, expert.to(self.anchor_expert)])
+        """
+        Keep anchors of shape `(n, d)` of the experts of shape `(n,)`, to be replayed when later experts train: in the place of
+        those of the same prompts, which now are another expert's.
+        """
+        kept = ~self.comes_again(anchors)
+        self.anchors = torch.cat([self.anchors[kept], anchors.detach().to(self.anchors)])
+        self.anchor_expert = torch.cat([self.anchor_expert[kept], expert.to(self.anchor_expert)])
+
+    def comes_again(self, anchors: torch.Tensor) -> torch.Tensor:
+        """Which stored anchors are among those of shape `(b, d)`, but for the last bits; of shape `(n,)`."""
+        cosine = F.normalize(self.anchors, dim=-1) @ F.normalize(anchors.to(self.anchors), dim=-1).T
+        return (cosine > SAME).any(1)
 
     def forget(self, expert: int) -> None:
         """Give up the anchors of an expert."""
         keep = self.anchor_expert != expert
         self.anchors, self.anchor_expert = self.anchors[keep], self.anchor_expert[keep]
 
+    @torch.no_grad()
+    def withdraw(self, expert: int) -> None:
+        """Let no prompt find an expert any more. Others are named by their place: it stays, with a key of zeros."""
+        self.keys[expert] = 0
+        self.forget(expert)
+
     def logits(self, bank: KVRouter, anchors: torch.Tensor) -> torch.Tensor:
         """Scores of shape `(b, e)` of all experts, committed ones first, for anchors of shape `(b, d)`."""
         keys = torch.cat([bank.keys.to(self.keys), self.keys])
+        scores = self._scores(bank, keys, anchors.to(keys.dtype))
+        return scores.masked_fill((keys == 0).all(-1), torch.finfo(scores.dtype).min)
+
+    def _scores(self, bank: KVRouter, keys: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
         down = torch.cat([bank.down.to(self.down), self.down])
         up = torch.cat([bank.up.to(self.up), self.up])
-        anchors = anchors.to(keys.dtype)
         if len(down) == 1:
             values = F.silu(anchors @ down[0]) @ up[0]  # b d
             return values @ keys.T
@@ -139,11 +161,19 @@ class KVRouter(Frozen):
             embeds = root.get_input_embeddings()(ids.clamp(min=0))
         return (embeds * is_prompt).sum(1) / is_prompt.sum(1).clamp(min=1)
 
+    def examples(
+        self, bank: KVRouter, anchors: torch.Tensor, targets: torch.Tensor, replay: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a router learns from: the batch's anchors, and stored ones that do not come again; with their experts."""
+        if not replay:
+            return anchors, targets
+        kept = ~bank.comes_again(anchors)
+        anchors = torch.cat([anchors, bank.anchors[kept].to(anchors)])
+        return anchors, torch.cat([targets, bank.anchor_expert[kept].long()])
+
     def loss(self, bank: KVRouter, anchors: torch.Tensor, targets: torch.Tensor, replay: bool) -> torch.Tensor:
         """Cross-entropy of the router: the batch's anchors towards the experts `targets`, stored ones towards their own."""
-        if replay:
-            anchors = torch.cat([anchors, bank.anchors.to(anchors)])
-            targets = torch.cat([targets, bank.anchor_expert.long()])
+        anchors, targets = self.examples(bank, anchors, targets, replay)
         return F.cross_entropy(self.logits(bank, anchors), targets)
 
     def gates(

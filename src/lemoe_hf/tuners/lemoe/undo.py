@@ -48,6 +48,8 @@ def remove_edit(layers: list[LEMoELayer], adapter_name: str, edit: int) -> dict:
         anchors.expert = torch.where(anchors.expert > expert, anchors.expert - 1, anchors.expert)
         for entry in entries:
             entry["expert"] -= entry["expert"] > expert
+    if is_committed and has_own_keys and not (anchors.expert == expert).any():
+        lead.lemoe_router_bank[adapter_name].withdraw(expert)
     if not is_committed and not lead.has_open_edits(adapter_name):
         for layer in layers:
             layer.open_experts(adapter_name, 1)  # the next edit must not start from what was taken back
