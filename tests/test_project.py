@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "lemoe_hf"
@@ -71,10 +73,12 @@ assert PeftType("LEMOE") == PeftType.LEMOE == "LEMOE"
     assert output.stdout == ""
 
 
-def test_every_figure_of_the_readme_comes_from_a_result(monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/measured.md"])
+def test_every_measure_comes_from_a_result(monkeypatch, page):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     tables = importlib.import_module("tables")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert ROOT / page in tables.PAGES
     assert len(tables.TABLE.findall(text)) == text.count("<!-- results:") > 1
     assert tables.filled(text) == text
     wrong = tables.TABLE.sub(lambda match: match[1] + match[2] + re.sub(r"0\.\d+", "0.123", match[3]), text)
