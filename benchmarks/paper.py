@@ -46,6 +46,8 @@ VARIANTS: dict[str, tuple[str, dict]] = {
     "starvation off": ("kmeans", FORCED),
     "all three off": ("kmeans", REPAIRED),
     "all three off without k-means": ("none", REPAIRED),
+    "all three off by hierarchical clusters": ("hierarchical", REPAIRED),
+    "all three off by superposition": ("superposition", REPAIRED),
     "all three off with deferral": ("kmeans", REPAIRED | {"deferral": True}),
 }
 

@@ -145,7 +145,7 @@ def cell(text: str) -> str:
 def protocol_of(measure: str) -> str:
     if measure.startswith("free_"):
         return "greedy free generation"
-    return "routing" if measure.startswith("routed_") or measure == "deferred" else "teacher-forced"
+    return "routing" if measure.startswith(("routed_", "deferred")) else "teacher-forced"
 
 
 def is_blank_form(text: str) -> bool:

@@ -164,7 +164,7 @@ def test_evaluate_measures_the_adapters_own_edits(adapter: Path):
 
 def test_evaluate_takes_the_measures_that_were_asked_for(adapter: Path):
     measures = json.loads(run("evaluate", "--adapter", adapter, "--measures", "routing,contexts", "--json"))
-    names = {"routed_prompt", "free_reliability_prefix", "free_reliability_document"}
+    names = {"routed_prompt", "deferred_prompt", "free_reliability_prefix", "free_reliability_document"}
     assert measures.keys() == {"num_edits", *names}
     assert measures["routed_prompt"] == 1.0
     output = run("evaluate", "--adapter", adapter, "--measures", "routing,fluency", code=1)

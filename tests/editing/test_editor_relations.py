@@ -436,12 +436,3 @@ def test_explain_in_training_mode_is_that_of_the_model_that_answers(tokenizer):
     expected = editor.explain(OTHERS[0])
     editor.model.train()
     assert editor.explain(OTHERS[0]) == expected
-
-
-@pytest.mark.parametrize("gate", [True, False])
-@pytest.mark.usefixtures("stored")
-def test_explain_while_the_adapter_is_off(tokenizer, gate):
-    editor = editor_for(tokenizer, plain(max_steps=3), relation_gate=gate)
-    editor.edit(FACTS[0])
-    with editor.model.disable_adapter():
-        assert editor.explain(FACTS[0].prompt).expert in (None, 0)
