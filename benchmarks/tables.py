@@ -43,10 +43,10 @@ COLUMNS = {
     "rank": "expert_dim",
     "steps": "steps_per_edit",
     "Gen of the right edit": "generality_right_expert",
-    "first batch routed right": "first_batch_reaches_it",
+    "routed to its expert at the end": "first_batch_reaches_it",
     "its gate": "first_batch_gate",
-    "its Rel, then": "first_batch_reliability_then",
-    "its Rel, at the end": "first_batch_reliability",
+    "first batch, Rel right after": "first_batch_reliability_then",
+    "at the end": "first_batch_reliability",
     "Rel of the last batch": "last_batch_reliability",
 }
 TABLE = re.compile(r"(?<=<!-- results: )(.+)( -->\n)((?:\|.*\n)+)")
