@@ -116,7 +116,7 @@ def main() -> None:
         "rows": rows,
         "unedited": without_counts(unedited),
         "steps_per_edit": statistics.mean(made["steps"]),
-        "config": set_by_hand(editor.config),
+        "config": settings_of(editor.config),
         "arguments": vars(editor.arguments),
         "versions": versions(),
     }
@@ -134,8 +134,8 @@ def without_counts(measures: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in measures.items() if not name.startswith("num_")}
 
 
-def set_by_hand(config: LEMoEConfig) -> dict:
-    """What a config says beside what every PEFT config does, and what follows from the edits."""
+def settings_of(config: LEMoEConfig) -> dict:
+    """The settings of the method: not what every PEFT config has, nor what follows from the edits."""
     own = {field.name for field in fields(LEMoEConfig)} - {field.name for field in fields(PeftConfig)}
     said = {name: value for name, value in config.to_dict().items() if name in own and not name.startswith("num_")}
     return {name: sorted(value) if isinstance(value, set) else value for name, value in said.items()}
@@ -143,9 +143,9 @@ def set_by_hand(config: LEMoEConfig) -> dict:
 
 def without_edited_neighbours(sample: list[Edit], edits: list[Edit]) -> list[Edit]:
     """Edits without the locality prompts that are about the subject of another edit: those are not to stay as they were."""
-    subjects = re.compile(
-        "|".join(rf"\b{re.escape(edit.subject)}(?!\w)" for edit in edits if edit.subject) or "$^", re.I
-    )
+    # Of two subjects that begin alike, the longer one first: the first that fits is found.
+    names = sorted({edit.subject for edit in edits if edit.subject}, key=len, reverse=True)
+    subjects = re.compile("|".join(rf"\b{re.escape(name)}(?!\w)" for name in names) or "$^", re.I)
 
     def is_edited(prompt: str) -> bool:
         """Whether a prompt names such a subject, and not as a part of a longer name: David is not David Beckham."""
