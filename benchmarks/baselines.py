@@ -51,8 +51,8 @@ from lemoe_hf import Edit, EditEvaluator, LEMoEConfig, read_edits
 from lemoe_hf.editing.arguments import CONTEXTS
 from lemoe_hf.editing.tokens import continuation, in_contexts
 from lemoe_hf.evaluation import Evaluator, SameSubject, teacher_forced, versions
-from lemoe_hf.evaluation.metrics import agreement, kl_divergence, token_accuracy
-from lemoe_hf.evaluation.same_subject import FIRST_TOKENS
+from lemoe_hf.evaluation.metrics import kl_divergence, token_accuracy
+from lemoe_hf.evaluation.same_subject import FIRST_TOKENS, agreement_of
 from lemoe_hf.generation import answers
 from lemoe_hf.structure import find_targets
 from routing import words
@@ -360,15 +360,9 @@ class AnswersBesideBase:
         texts = dict(zip(prompts, answers(model, tokenizer, prompts, FIRST_TOKENS, AT_ONCE), strict=True))
         scores = []
         for pair in rows:
-            old, new = (tokenizer(texts[prompt], add_special_tokens=False)["input_ids"] for prompt in pair)
             before, after = (logits[:1] for logits in logits_behind(model, tokenizer, pair, "the"))
-            scores.append(
-                {
-                    "same_subject_kept": agreement(old, new, FIRST_TOKENS),
-                    "same_subject_exact": float(texts[pair[0]] == texts[pair[1]]),
-                    "same_subject_kl": kl_divergence(before, after),
-                }
-            )
+            kept = agreement_of(tokenizer, *(texts[prompt] for prompt in pair))
+            scores.append(kept | {"same_subject_kl": kl_divergence(before, after)})
         return scores
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
 
 from lemoe_hf import LEMoEConfig
-from lemoe_hf.routing.kv_anchor import KVRouter
+from lemoe_hf.routing.kv_anchor import KVRouter, examples
 from tiny import (
     EOS,
     HIDDEN,
@@ -164,7 +164,7 @@ def test_the_router_loss_teaches_old_prompts_their_own_experts():
     anchors = router.anchors_of(model.base_model.model, torch.tensor(prompts), {}).detach()
     bank.remember(anchors, torch.arange(3))
     new = router.anchors_of(model.base_model.model, torch.tensor(prompts_of(1, seed=9)), {}).detach()
-    alone, replayed = (router.loss(bank, new, torch.tensor([3]), replay) for replay in (False, True))
+    alone, replayed = (router.loss(bank, new, torch.tensor([3]), old) for old in (None, bank.others(new)))
     every = torch.cat([new, anchors])
     expected = torch.nn.functional.cross_entropy(router.logits(bank, every), torch.tensor([3, 0, 1, 2]))
     torch.testing.assert_close(replayed, expected)
@@ -198,7 +198,7 @@ def test_the_loss_of_a_model_in_training_holds_the_routers():
         return F.cross_entropy(output.logits[:, 3:-1].flatten(0, 1), ids[:, 4:].flatten())
 
     anchors = router.anchors_of(model.base_model.model, ids[:, :4], {})
-    expected = own(output) + 0.5 * router.loss(bank, anchors, torch.tensor([3, 3]), replay=True)
+    expected = own(output) + 0.5 * router.loss(bank, anchors, torch.tensor([3, 3]), bank.others(anchors))
     torch.testing.assert_close(output.loss, expected)
     torch.testing.assert_close(output["loss"], expected)
     torch.testing.assert_close(model(input_ids=ids, labels=labels, return_dict=False)[0], expected)
@@ -367,11 +367,10 @@ def test_paper_trains_and_commits(tmp_path):
 
 def test_a_prompt_that_is_edited_again_is_not_replayed_as_it_was():
     _, bank = KVRouter.pair(LEMoEConfig(routing="kv_anchor"), hidden_size=8)
-    router, _ = KVRouter.pair(LEMoEConfig(routing="kv_anchor"), hidden_size=8)
     stored = torch.eye(8)[:3]
     bank.remember(stored, torch.tensor([0, 1, 2]))
     again = stored[1:2] * (1 + 1e-6)
-    anchors, experts = router.examples(bank, again, torch.tensor([3]), replay=True)
+    anchors, experts = examples(again, torch.tensor([3]), bank.others(again))
     assert torch.equal(anchors, torch.cat([again, stored[[0, 2]]]))
     assert experts.tolist() == [3, 0, 2]
     bank.remember(again, torch.tensor([3]))

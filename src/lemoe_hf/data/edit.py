@@ -98,8 +98,7 @@ class Edit:
         if answers is None:
             if kind == "portability" and prompts is not None:
                 raise ValueError(f"`portability_prompt` needs a `portability_ground_truth`; got {prompts!r} alone.")
-            return
-        if type(prompts) is not type(answers) or len(_several(prompts)) != len(_several(answers)):
+        elif type(prompts) is not type(answers) or len(_several(prompts)) != len(_several(answers)):
             raise ValueError(
                 f"`{kind}_ground_truth` must be one text if `{kind}_prompt` is one, else a list of as many; "
                 f"got {answers!r} for {prompts!r}."
@@ -115,10 +114,10 @@ class Edit:
         answers: tuple[str | None, ...] = (self.target_new,) * len(prompts)
         if kind != "rephrase":
             answers = _several(getattr(self, f"{kind}_ground_truth")) or (None,) * len(prompts)
-        pairs = zip(prompts, answers, strict=True)
+        pairs = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if prompt.strip()]
         if kind == "portability":
-            return [(prompt, answer) for prompt, answer in pairs if prompt.strip() and answer and answer.strip()]
-        return [(prompt, answer) for prompt, answer in pairs if prompt.strip()]
+            pairs = [(prompt, answer) for prompt, answer in pairs if answer and answer.strip()]
+        return pairs
 
     def subject_span(self) -> tuple[int, int] | None:
         """Where the subject stands in the prompt, as characters; `None` where there is none to be found."""

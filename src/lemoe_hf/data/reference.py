@@ -1,8 +1,8 @@
 """Texts that were written for this package, to calibrate on, and others to measure with.
 
 `reference_prompts.txt` holds everyday prompts that no edit is about, and `unrelated_sentences.txt` sentences for prompts to
-stand behind: nothing is calibrated on these. `relations.jsonl` holds relations, each asked for in
-a dozen ways, and `subjects.jsonl` invented names of every kind of subject that they are asked of.
+stand behind: nothing is calibrated on these. `relations.jsonl` holds relations, each asked for in a dozen
+ways, and `subjects.jsonl` invented names of every kind of subject that they are asked of.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class RelationPrompt(NamedTuple):
 @cache
 def reference_prompts() -> tuple[str, ...]:
     """About two hundred everyday prompts, one a line of `reference_prompts.txt`."""
-    return tuple(line for line in _lines("reference_prompts.txt") if line.strip())
+    return tuple(_lines("reference_prompts.txt"))
 
 
 @cache
 def unrelated_sentences() -> tuple[str, ...]:
     """Some sixty sentences of everyday prose, one a line of `unrelated_sentences.txt`."""
-    return tuple(line for line in _lines("unrelated_sentences.txt") if line.strip())
+    return tuple(_lines("unrelated_sentences.txt"))
 
 
 @cache
@@ -49,4 +49,5 @@ def reference_relations() -> tuple[RelationPrompt, ...]:
 
 
 def _lines(name: str) -> list[str]:
-    return files("lemoe_hf.data").joinpath(name).read_text(encoding="utf-8").splitlines()
+    lines = files("lemoe_hf.data").joinpath(name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.strip()]

@@ -68,7 +68,9 @@ class CachedBatch:
         self.past = torch.arange(max(int(first.max()), 1), device=device) < first[:, None]
         self.blocks = self._frozen_blocks() if reuse else []
         self.cache, self.hidden = None, None
-        self.anchors: torch.Tensor | None = None  # of shape (b, d), where a KV router trains along
+        # Where a KV router trains along: anchors of shape (b, d), and those of earlier edits with their experts.
+        self.anchors: torch.Tensor | None = None
+        self.replayed: tuple[torch.Tensor, torch.Tensor] | None = None
         if reuse:
             self._run_frozen(ids, mask)
 

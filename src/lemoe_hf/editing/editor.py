@@ -268,6 +268,8 @@ class LifelongEditor:
             prompts = [sample.prompt for sample in samples]
             ids, _ = pad_right(prompts, -1, batch.start.device)
             batch.anchors = self._router.anchors_of(self.root, ids, {})
+            if self.config.router_replay:
+                batch.replayed = self._lead.lemoe_router_bank[name].others(batch.anchors)
         return train_experts(self.tuner, name, batch, self.arguments), batch
 
     def _replay(self, step: Step) -> list[TokenizedEdit]:

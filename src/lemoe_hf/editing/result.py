@@ -39,27 +39,27 @@ class EditResult:
     def ids(self) -> list[int]:
         return [record["id"] for record in self.records]
 
-    def _answers(self) -> list[str]:
+    def _answers(self, since: int) -> list[str]:
+        """Answers as if no edit had been made from the one with the identifier `since` on."""
         edits = [record["edit"] for record in self.records]
         bounds = [len(self.editor.tokenizer(edit["target_new"])["input_ids"]) + 4 for edit in edits]
-        return [text.strip() for text in self.editor.answers([edit["prompt"] for edit in edits], bounds)]
+        with self._left_out({entry["id"] for entry in self.editor.edits() if entry["id"] >= since}):
+            return [text.strip() for text in self.editor.answers([edit["prompt"] for edit in edits], bounds)]
 
-    def _without(self, since: int):
-        """Inside, no edit has been made from the one with the identifier `since` on."""
-        return self.editor.without({entry["id"] for entry in self.editor.edits() if entry["id"] >= since})
+    def _left_out(self, edit_ids: set[int]):
+        if self.editor.config.deferral:
+            return self.editor.without(edit_ids)
+        return self.editor.model.disable_adapter() if edit_ids.issuperset(self.ids) else nullcontext()
 
     @cached_property
     def before(self) -> list[str]:
         """Answers of the model as it was before these edits."""
-        can_defer = self.editor.config.deferral
-        with self._without(min(self.ids)) if can_defer else self.editor.model.disable_adapter():
-            return self._answers()
+        return self._answers(since=min(self.ids))
 
     @cached_property
     def after(self) -> list[str]:
         """Answers of the model with these edits, and none that came later."""
-        with self._without(max(self.ids) + 1) if self.editor.config.deferral else nullcontext():
-            return self._answers()
+        return self._answers(since=max(self.ids) + 1)
 
     def rows(self) -> list[dict]:
         """One row an edit, as printed."""

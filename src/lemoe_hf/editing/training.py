@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..routing.kv_anchor import examples
 from ..routing.route import Route
 from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch
@@ -147,10 +148,10 @@ def train_experts(
 
 def finish_router(tuner: LEMoEModel, adapter_name: str, batch: CachedBatch, optimizer: torch.optim.Optimizer) -> None:
     """Train the router alone, which takes no pass of the model, until every prompt finds its own expert."""
-    layer, replay = tuner.lemoe_layers(adapter_name)[0], tuner.peft_config[adapter_name].router_replay
+    layer = tuner.lemoe_layers(adapter_name)[0]
     router, bank = layer.lemoe_router[adapter_name], layer.lemoe_router_bank[adapter_name]
     learner = len(layer.lemoe_bank[adapter_name]) + batch.expert
-    anchors, targets = router.examples(bank, batch.anchors, learner, replay)
+    anchors, targets = examples(batch.anchors, learner, batch.replayed)
     for _ in range(MOST_ROUTER_STEPS):
         logits = router.logits(bank, anchors)
         if (logits.argmax(-1) == targets).all():
@@ -199,5 +200,5 @@ def step_losses(tuner: LEMoEModel, adapter_name: str, batch: CachedBatch) -> tup
     route.last_start = -1
     extra = 0.0
     if config.router_loss:
-        extra = config.router_loss * router.loss(bank, batch.anchors, learner, config.router_replay)
+        extra = config.router_loss * router.loss(bank, batch.anchors, learner, batch.replayed)
     return batch.losses(batch.logits({adapter_name: route})), extra

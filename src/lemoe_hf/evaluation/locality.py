@@ -20,12 +20,9 @@ class Locality:
     """
     Logits at locality prompts and their answers, against those of the base model.
 
-    Of the base model's logits a digest of all their bits is kept. Where the edited model's have the same, they are the same;
-    only where they have not, the base model runs again, on the same batch, to tell by how much they differ.
-
     Args:
         batch_size (`int`): Prompts at once.
-        base ([`Journal`]): Where the digests are kept.
+        base ([`Journal`]): Where digests of the base model's logits are kept, as [`logits_beside_base`] says.
     """
 
     name = "locality"
@@ -44,9 +41,8 @@ class Locality:
     ) -> Iterator[dict[str, float]]:
         prompts, answers = [prompt for _, prompt, _ in probes], [answer or "the" for _, _, answer in probes]
         for batch in forced_batches(tokenizer, prompts, answers, self.batch_size):
-            edited = batch.logits(model)
-            base = self._base_logits(model, of_base, batch, edited)
-            for after, before, column in zip(edited, base, batch.columns, strict=True):
+            found = logits_beside_base(model, of_base, batch, self.base)
+            for before, after, column in zip(*found, batch.columns, strict=True):
                 predicted, expected = (logits[column:].argmax(-1).tolist() for logits in (after, before))
                 yield {
                     "locality": token_accuracy(predicted, expected),
@@ -54,14 +50,22 @@ class Locality:
                     "locality_kl": kl_divergence(before[column:], after[column:]),
                 }
 
-    def _base_logits(
-        self, model: PeftModel, of_base: str, batch: ForcedBatch, edited: list[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        keys = [digest(of_base, text, column) for text, column in zip(batch.texts(), batch.columns, strict=True)]
-        if all(self.base.get(key) == digest_of_tensor(logits) for key, logits in zip(keys, edited, strict=True)):
-            return edited
-        with model.disable_adapter():
-            base = batch.logits(model)
-        found = zip(keys, map(digest_of_tensor, base), strict=True)
-        self.base.write([(key, "logits", bits) for key, bits in found if self.base.get(key) != bits])
-        return base
+
+def logits_beside_base(
+    model: PeftModel, of_base: str, batch: ForcedBatch, journal: Journal
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """
+    Logits of the base model, whose digest is `of_base`, and of the edited one, as of [`ForcedBatch.logits`].
+
+    Of the base model's a digest of all their bits is kept. Where the edited model's have the same, they are the same; only
+    where they have not, the base model runs again, on the same batch, to tell by how much they differ.
+    """
+    edited = batch.logits(model)
+    keys = [digest(of_base, text, column) for text, column in zip(batch.texts(), batch.columns, strict=True)]
+    if all(journal.get(key) == digest_of_tensor(logits) for key, logits in zip(keys, edited, strict=True)):
+        return edited, edited
+    with model.disable_adapter():
+        base = batch.logits(model)
+    found = zip(keys, map(digest_of_tensor, base), strict=True)
+    journal.write([(key, "logits", bits) for key, bits in found if journal.get(key) != bits])
+    return base, edited

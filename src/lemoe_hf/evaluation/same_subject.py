@@ -13,6 +13,7 @@ from .digest import digest, digest_of_base, digest_of_tokenizer
 from .evaluator import Evaluator
 from .forced import forced_batches
 from .journal import Journal
+from .locality import logits_beside_base
 from .metrics import agreement, kl_divergence
 
 
@@ -37,36 +38,42 @@ class Agreement:
     def scores(
         self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]
     ) -> list[dict[str, float]]:
+        of_base = digest_of_base(model)
         edited = answers(model, tokenizer, questions, FIRST_TOKENS, self.batch_size)
-        scores = []
-        for before, after in zip(self._base_answers(model, tokenizer, questions), edited, strict=True):
-            old, new = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
-            kept, same = agreement(old, new, FIRST_TOKENS), float(before == after)
-            scores.append({"same_subject_kept": kept, "same_subject_exact": same})
-        for score, divergence in zip(scores, self._divergences(model, tokenizer, questions), strict=True):
-            score["same_subject_kl"] = divergence
-        return scores
+        base = self._base_answers(model, of_base, tokenizer, questions)
+        divergences = self._divergences(model, of_base, tokenizer, questions)
+        return [
+            agreement_of(tokenizer, before, after) | {"same_subject_kl": divergence}
+            for before, after, divergence in zip(base, edited, divergences, strict=True)
+        ]
 
     def _divergences(
-        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]
+        self, model: PeftModel, of_base: str, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]
     ) -> Iterator[float]:
         for batch in forced_batches(tokenizer, questions, ["the"] * len(questions), self.batch_size):
-            edited = batch.logits(model)
-            with model.disable_adapter():
-                base = batch.logits(model)
-            for before, after, column in zip(base, edited, batch.columns, strict=True):
+            found = logits_beside_base(model, of_base, batch, self.base)
+            for before, after, column in zip(*found, batch.columns, strict=True):
                 yield kl_divergence(before[column : column + 1], after[column : column + 1])
 
     def _base_answers(
-        self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]
+        self, model: PeftModel, of_base: str, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]
     ) -> list[str]:
-        of_base = digest(digest_of_base(model), digest_of_tokenizer(tokenizer))
-        keys = [digest(of_base, FIRST_TOKENS, question) for question in questions]
+        of_both = digest(of_base, digest_of_tokenizer(tokenizer))
+        keys = [digest(of_both, FIRST_TOKENS, question) for question in questions]
         if any(key not in self.base for key in keys):
             with model.disable_adapter():
                 found = answers(model, tokenizer, questions, FIRST_TOKENS, self.batch_size)
             self.base.write(zip(keys, questions, found, strict=True))
         return [self.base[key] for key in keys]
+
+
+def agreement_of(tokenizer: PreTrainedTokenizerBase, before: str, after: str) -> dict[str, float]:
+    """How much of an answer is left in another."""
+    old, new = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
+    return {
+        "same_subject_kept": agreement(old, new, FIRST_TOKENS),
+        "same_subject_exact": float(before == after),
+    }
 
 
 class SameSubject(Evaluator):

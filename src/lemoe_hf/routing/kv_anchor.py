@@ -117,14 +117,15 @@ class KVRouter(Frozen):
         Keep anchors of shape `(n, d)` of the experts of shape `(n,)`, to be replayed when later experts train: in the place of
         those of the same prompts, which now are another expert's.
         """
-        kept = ~self.comes_again(anchors)
-        self.anchors = torch.cat([self.anchors[kept], anchors.detach().to(self.anchors)])
-        self.anchor_expert = torch.cat([self.anchor_expert[kept], expert.to(self.anchor_expert)])
+        kept, experts = self.others(anchors)
+        self.anchors = torch.cat([kept, anchors.detach().to(kept)])
+        self.anchor_expert = torch.cat([experts, expert.to(experts)])
 
-    def comes_again(self, anchors: torch.Tensor) -> torch.Tensor:
-        """Which stored anchors are among those of shape `(b, d)`, but for the last bits; of shape `(n,)`."""
+    def others(self, anchors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stored anchors that are not among those of shape `(b, d)`, but for the last bits; and their experts."""
         cosine = F.normalize(self.anchors, dim=-1) @ F.normalize(anchors.to(self.anchors), dim=-1).T
-        return (cosine > SAME).any(1)
+        kept = ~(cosine > SAME).any(1)
+        return self.anchors[kept], self.anchor_expert[kept]
 
     def forget(self, expert: int) -> None:
         """Give up the anchors of an expert."""
@@ -161,20 +162,16 @@ class KVRouter(Frozen):
             embeds = root.get_input_embeddings()(ids.clamp(min=0))
         return (embeds * is_prompt).sum(1) / is_prompt.sum(1).clamp(min=1)
 
-    def examples(
-        self, bank: KVRouter, anchors: torch.Tensor, targets: torch.Tensor, replay: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a router learns from: the batch's anchors, and stored ones that do not come again; with their experts."""
-        if not replay:
-            return anchors, targets
-        kept = ~bank.comes_again(anchors)
-        anchors = torch.cat([anchors, bank.anchors[kept].to(anchors)])
-        return anchors, torch.cat([targets, bank.anchor_expert[kept].long()])
-
-    def loss(self, bank: KVRouter, anchors: torch.Tensor, targets: torch.Tensor, replay: bool) -> torch.Tensor:
-        """Cross-entropy of the router: the batch's anchors towards the experts `targets`, stored ones towards their own."""
-        anchors, targets = self.examples(bank, anchors, targets, replay)
-        return F.cross_entropy(self.logits(bank, anchors), targets)
+    def loss(
+        self,
+        bank: KVRouter,
+        anchors: torch.Tensor,
+        experts: torch.Tensor,
+        replayed: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Cross-entropy of anchors towards their `experts`, and of those of earlier edits towards theirs."""
+        anchors, experts = examples(anchors, experts, replayed)
+        return F.cross_entropy(self.logits(bank, anchors), experts)
 
     def gates(
         self,
@@ -226,3 +223,12 @@ class KVRouter(Frozen):
         start = torch.zeros_like(experts)
         end = torch.full_like(start, Route.ENDLESS)
         return Route(experts, gates, start, end, num_committed=num_committed, uses_open=uses_open)
+
+
+def examples(
+    anchors: torch.Tensor, experts: torch.Tensor, replayed: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a router learns from: anchors with their experts, and behind them those of earlier edits, if they are replayed."""
+    if replayed is None:
+        return anchors, experts
+    return torch.cat([anchors, replayed[0].to(anchors)]), torch.cat([experts, replayed[1].to(experts)])

@@ -223,7 +223,8 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             embedded = router.anchors_of(root, ids, inputs)
             route = router.route(config, router_bank, embedded, route, uses_open, learner)
             if in_training and config.router_loss:
-                route.loss = config.router_loss * router.loss(router_bank, embedded, learner, config.router_replay)
+                replayed = router_bank.others(embedded) if config.router_replay else None
+                route.loss = config.router_loss * router.loss(router_bank, embedded, learner, replayed)
         if learns:
             # In evaluation mode, too, a loss has gradients, if only of zero, for what can be trained.
             route = route or Route.to_open(torch.zeros_like(ids[:, :1]), len(bank), gate=0.0)
