@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..generation import evaluating, pad_right
-from ..routing.context import RoutingContext, first_tensor
+from ..routing.context import RoutingContext
+from ..routing.forward_pass import first_tensor
 
 
 PROMPTS_AT_ONCE = 64

@@ -17,7 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from ... import structure
 from ...routing import nearest_anchor
 from ...routing.anchors import Anchor, Anchors
-from ...routing.context import RoutingContext, token_labels
+from ...routing.context import RoutingContext
+from ...routing.forward_pass import token_labels
 from ...routing.kv_anchor import KVRouter
 from ...routing.relations import Relations
 from ...routing.route import Route
