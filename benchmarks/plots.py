@@ -102,7 +102,32 @@ def growing() -> plt.Figure:
     return figure
 
 
-FIGURES = {"flat": flat_in_the_number_of_edits, "frontier": generality_against_other_questions, "growth": growing}
+def more_edits_an_expert() -> plt.Figure:
+    """Measures against the number of edits that share an expert."""
+    figure, axes = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
+    rows = read("edits_per_expert")["rows"]
+    lines = {
+        "reliability": "o-",
+        "generality": "s--",
+        "free_generality": "v-.",
+        "locality": "^:",
+        "same_subject_kept": "x:",
+    }
+    for name, style in lines.items():
+        label = "other questions kept" if name == "same_subject_kept" else name.replace("_", " ")
+        values = [row["measures"][name] for row in rows]
+        axes.plot([int(row["name"]) for row in rows], values, style, ms=3, lw=1, label=label)
+    axes.set(xlabel="edits an expert", xscale="log", ylim=(0, 1.03))
+    axes.legend(frameon=False, loc="lower left")
+    return figure
+
+
+FIGURES = {
+    "flat": flat_in_the_number_of_edits,
+    "frontier": generality_against_other_questions,
+    "growth": growing,
+    "edits_per_expert": more_edits_an_expert,
+}
 
 
 if __name__ == "__main__":
