@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+import regex
 
 
 # What measures an edit: one text, or several.
@@ -16,20 +17,23 @@ ONE_OR_SEVERAL = (
     "portability_ground_truth",
 )
 
-# A capitalised word, or a number that follows one; small words such as "of" may stand between two of them, and "al-" before
-# one. A possessive is no part of a name.
-NAME = re.compile(
-    r"[^\W\d_a-z][\w'’.&-]*(?:(?:\s+(?:of|the|and|de|la|le|von|van|der|den|du|da|al|bin|in|for|&))*"
-    r"\s+(?:[a-z]{1,3}[-'’])?[^\W_a-z][\w'’.&-]*)*(?<!['’]s)(?<![.'’-])"
+# Words that may stand between two parts of a name.
+SMALL_WORD = r"(?:of|the|and|de|la|le|von|van|der|den|du|da|al|bin|in|for|&)"
+
+# A capitalised word, such as "iPad" or "2SM", or a number that follows one; small words may stand between two of them, and
+# "al-" before one. A possessive is no part of a name.
+NAME = regex.compile(
+    rf"(?<!\w)(?:\p{{Ll}}|\d+)?\p{{Lu}}[\w'’.&-]*(?:(?:\s+{SMALL_WORD})*"
+    r"\s+(?:\p{Ll}{1,3}[-'’])?(?:\p{Ll}?\p{Lu}|\d)[\w'’.&-]*)*(?<!['’]s)(?<![.'’-])"
 )
 
 # Capitalised at the beginning of a sentence, and yet no part of a name.
-FUNCTION_WORD = re.compile(
+FUNCTION_WORD = regex.compile(
     r"(?:a|an|the|this|that|these|those|there|here|it|its|he|she|his|her|they|their|we|our|you|your|i|my|one|and|or|but|if"
     r"|as|in|on|at|of|by|to|for|from|with|about|after|before|what|which|who|whom|whose|when|where|why|how|is|are|was|were"
     r"|did|does|do|has|have|had|can|could|will|would|should|may|must|not|no|all|some|every|each|both|please|name|tell|today"
-    r"|yesterday|now|then|once)\b *",
-    re.IGNORECASE,
+    rf"|yesterday|now|then|once)(?:['’]s)?(?![\w.]) *(?-i:{SMALL_WORD}\s+)*",
+    regex.IGNORECASE,
 )
 
 
