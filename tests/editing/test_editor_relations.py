@@ -9,6 +9,8 @@ import torch
 from huggingface_hub import constants
 from peft import PeftModel
 from safetensors import SafetensorError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from facts import FACTS, editor_for, learner, plain
 from lemoe_hf import Edit, LEMoEConfig, LifelongEditor
@@ -399,6 +401,34 @@ def test_explain_asks_nothing_of_an_edits_own_prompt(explained):
     assert found.entry["id"] == 1
     assert (found.relation_score, found.relation_threshold) == (None, None)
     assert "asks" not in str(found)
+
+
+def test_a_longer_name_is_left_to_the_base_model(explained):
+    """The longer one is asked for what was edited of the other."""
+    explained.config.relation_threshold = -1e9
+    prompts = ["Where is Zembla now?", "Where is Zembla Ashford now?", "Where is Zembla, Ashford, now?"]
+    assert answered(explained, prompts) == [True, False, True]
+    found = explained.explain(prompts[1])
+    assert found.deferred
+    assert str(found).endswith("the base model answers (' Zembla' was edited, but begins a longer name here).")
+
+
+def test_tokens_of_sentences(tokenizer):
+    found = {
+        name: {tokenizer.decode([token]) for token in tokens}
+        for name, tokens in learning.tokens_of_sentences(tokenizer).items()
+    }
+    assert {"?"} <= found["marks"] < found["stops"]
+    assert {".", "!", "\n", tokenizer.eos_token} <= found["stops"]
+    assert found["capitals"] == {" A", " Ber", " Berg", " Tom", " Ashfor", " Ashford"}
+
+
+def test_capitals_of_a_tokenizer_that_decodes_a_token_without_its_space():
+    words = ["<unk>", "a", "▁a", "▁The", "▁the", "The", "▁Émile", "?", "▁?"]
+    backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    found = learning.tokens_of_sentences(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
+    assert [words[token] for token in found["capitals"]] == ["▁The", "▁Émile"]
 
 
 def test_explain_names_the_nearest_of_several_edits_of_a_subject(explained):

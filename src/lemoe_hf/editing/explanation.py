@@ -53,7 +53,8 @@ class Explanation:
         if self.relation_score is not None:
             asks = f"asks for what it is about by {self.relation_score:.1f}, threshold {self.relation_threshold:.1f}"
         if self.deferred and self.matched:
-            return f"{self.prompt!r}: the base model answers ({self.matched!r} was edited, but the prompt {asks})."
+            why = f"the prompt {asks}" if asks else "begins a longer name here"
+            return f"{self.prompt!r}: the base model answers ({self.matched!r} was edited, but {why})."
         if self.deferred:
             near = (
                 "nothing like it was edited"

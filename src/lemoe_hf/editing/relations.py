@@ -24,7 +24,7 @@ from .tokens import TokenizedEdit, columns, leading
 
 logger = logging.get_logger(__name__)
 
-VERSION = 3  # of what is kept; to be raised with every change to how it comes about
+VERSION = 4  # of what is kept; to be raised with every change to how it comes about
 
 
 @torch.no_grad()
@@ -88,12 +88,7 @@ def fit_relations(
         return
     device = root.get_input_embeddings().weight.device
     relations.to(device)
-    texts = [text.rstrip(" ") for text in tokenizer.batch_decode([[token] for token in range(len(tokenizer))])]
-    special = set(tokenizer.all_special_ids)
-    for name, ends in (("marks", ("?",)), ("stops", ("?", ".", "!", "\n"))):
-        tokens = [
-            token for token, text in enumerate(texts) if text.endswith(ends) or name == "stops" and token in special
-        ]
+    for name, tokens in tokens_of_sentences(tokenizer).items():
         setattr(relations, name, torch.tensor(tokens, dtype=torch.int32, device=device))
     subjects = [
         subject_columns(tokenizer, each.text, ids, each.subject) for each, ids in zip(labelled, prompts, strict=True)
@@ -113,6 +108,23 @@ def fit_relations(
     except (OSError, SafetensorError) as error:
         # The adapter holds it as well: only the next new one has to wait again.
         logger.warning(f"{path} cannot be written ({error}); the next new adapter learns the relations again.")
+
+
+def tokens_of_sentences(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Tokens that end a question, that end any sentence, and that begin a capitalised word behind another one."""
+    texts = [text.rstrip(" ") for text in tokenizer.batch_decode([[token] for token in range(len(tokenizer))])]
+    special = set(tokenizer.all_special_ids)
+    # By itself, a token of SentencePiece is decoded without the space before it.
+    word = tokenizer(" a", add_special_tokens=False)["input_ids"][-1]
+    length = len(tokenizer.decode([word]))
+    behind = [text[length:] for text in tokenizer.batch_decode([[word, token] for token in range(len(tokenizer))])]
+    return {
+        "marks": [token for token, text in enumerate(texts) if text.endswith("?")],
+        "stops": [
+            token for token, text in enumerate(texts) if text.endswith(("?", ".", "!", "\n")) or token in special
+        ],
+        "capitals": [token for token, text in enumerate(behind) if text[:1] == " " and text[1:2].isupper()],
+    }
 
 
 def relation_keys(

@@ -241,7 +241,9 @@ class Anchors(Frozen):
         own = self.is_prompt & (self.edit == edit)
         return set(self.tokens[torch.repeat_interleave(own, self.lengths.long())].tolist())
 
-    def route(self, ids: torch.Tensor, threshold: float | None = None) -> list[list[Match]]:
+    def route(
+        self, ids: torch.Tensor, threshold: float | None = None, capitals: torch.Tensor | None = None
+    ) -> list[list[Match]]:
         """
         Choose, for each prompt, the matches that count, in the order in which they take effect.
 
@@ -253,9 +255,15 @@ class Anchors(Frozen):
         Args:
             ids (`torch.Tensor` of shape `(b, t)`): As for [`Anchors.find`].
             threshold (`float`, *optional*): As for [`Anchors.find`].
+            capitals (`torch.Tensor`, *optional*):
+                Tokens that begin a capitalised word. A subject with one of them behind it is the beginning of a longer name,
+                unless it goes on so in the edit's own prompt: Miami Vice is not Miami.
         """
         routes = []
         for row, matches in enumerate(self.find(ids, threshold)):
+            if capitals is not None and matches:
+                begins = torch.isin(ids[row], capitals.to(ids)).tolist()
+                matches = [match for match in matches if not self._goes_on(match, ids[row], begins, capitals)]
             tokens = set(ids[row].tolist()) if len(matches) > 1 else set()
             spans: dict[tuple[int, int], list[Match]] = {}
             for match in matches:
@@ -269,6 +277,13 @@ class Anchors(Frozen):
                     chosen.append(best if best.is_prompt else replace(best, rivals=tuple(others)))
             routes.append(sorted(chosen, key=lambda match: (match.start, match.last)))
         return routes
+
+    def _goes_on(self, match: Match, ids: torch.Tensor, begins: list[bool], capitals: torch.Tensor) -> bool:
+        if match.is_prompt or not any(begins[match.last + 1 : match.last + 2]):
+            return False
+        own = torch.tensor(self.span(match.edit))
+        behind = own[1:][own[:-1] == int(ids[match.last])]
+        return not bool(torch.isin(behind, capitals.to(behind)).any())
 
     def _rank(self, match: Match, tokens: set[int]) -> tuple[float, bool, int, int]:
         if match.is_prompt:

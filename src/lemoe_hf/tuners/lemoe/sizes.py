@@ -25,7 +25,8 @@ def write_sizes(layer: LEMoELayer, adapter_name: str) -> None:
     config.num_ledger_bytes = len(layer.lemoe_ledger[adapter_name].bytes)
     if adapter_name in layer.lemoe_relations:
         relations = layer.lemoe_relations[adapter_name]
-        tensors = (relations.mean, relations.cohort, relations.marks, relations.stops, relations.keys)
+        tokens = (relations.marks, relations.stops, relations.capitals)
+        tensors = (relations.mean, relations.cohort, *tokens, relations.keys)
         for name, tensor in zip(Relations.sizes, tensors, strict=True):
             setattr(config, name, len(tensor))
     if adapter_name in layer.lemoe_router_bank:
