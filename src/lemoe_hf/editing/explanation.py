@@ -31,7 +31,8 @@ class Explanation:
         matched (`str`): The part of the prompt that was recognised.
         relation_score (`float`, *optional*):
             How surely the prompt asks for what the edit is about, in standard deviations; `None` where that was not
-            looked at, since the prompt is the edit's own or the config does not ask for it.
+            looked at, since the prompt is the edit's own, the config does not ask for it, or the subject begins a longer
+            name.
         relation_threshold (`float`, *optional*): Score from which on it does.
     """
 

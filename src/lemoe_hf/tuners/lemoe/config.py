@@ -75,8 +75,9 @@ class LEMoEConfig(PeftConfig):
             Lowest score, the share of an anchor's tokens found in a row, at which a prompt is in scope. By default every
             anchor has its own, calibrated when the edit is made against prompts that no edit is about.
         relation_gate (`bool`, *optional*, defaults to `True`):
-            Let a prompt that names an edit's subject reach the edit only if it also asks for what the edit is about
-            (`"nearest_anchor"` only). `False` lets the edit answer whatever is asked about its subject.
+            Let a prompt that names an edit's subject, and no longer name that begins with it, reach the edit only if it
+            also asks for what the edit is about (`"nearest_anchor"` only). `False` lets the edit answer whatever is asked
+            about its subject.
         relation_threshold (`float`, *optional*):
             Lowest score, in standard deviations, at which a prompt asks for what an edit is about. By default it is
             calibrated once for a base model, for edits whose prompts are questions and for others. Lower lets more
