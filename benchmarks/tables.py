@@ -72,7 +72,7 @@ def measures_of(file: str, part: str = "measures") -> dict[str, float]:
     report = json.loads((RESULTS / file).read_text())
     if part in report:
         return report[part]
-    row = next(row for row in report["rows"] if row["name"] == part.replace("_", " "))
+    row = next(row for row in report["rows"] if row["name"].replace(" ", "_") == part)
     return row | row["measures"]
 
 
