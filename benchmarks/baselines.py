@@ -14,7 +14,7 @@
 Edits come in steps, in their order, and are measured on the final model. Fine-tuning passes several times over a step's
 prompts and targets, in minibatches of eight with AdamW, and never sees earlier steps again. The number of passes is such
 that the CPU seconds of a step, divided by those of one forward pass of the base model over its prompts and targets (F, timed
-beside it), come to what an edit of `LifelongEditor` costs by the same measure: 9.8 F (`speed_edit.json`). For as much,
+beside it), come to what an edit of `LifelongEditor` costs by the same measure: about ten F (`speed_edit.json`). For as much,
 `LifelongEditor` trains on an edit's prompt, on that in the chat template and on two texts that hold the subject alone, while
 fine-tuning trains on the bare prompt only. With `--contexts` it trains on all four, in one or two passes: as many as come
 nearest to the same cost.
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--work", required=True, type=Path, help="folder for what is under way")
     parser.add_argument("--num-edits", type=int, default=None, help="by default all")
     parser.add_argument("--step", type=int, default=100, help="edits that come together")
-    parser.add_argument("--passes", type=int, default=None, help="over each step; by default what 9.8 F pay for")
+    parser.add_argument("--passes", type=int, default=None, help="over each step; by default what ten F pay for")
     parser.add_argument("--contexts", action="store_true", help="fine-tune on the texts that LEMoE trains on as well")
     parser.add_argument("--sample", type=int, default=None, help="measure on so many of the edits, drawn at random")
     parser.add_argument("--extras", type=int, default=100, help="edits that are measured in other contexts")
