@@ -62,7 +62,7 @@ def table(names: list[str], lines: str) -> str:
     columns = [COLUMNS[name] for name in cells(head)[1:]]
     written = [head, rule]
     for name, row in zip(names, rows, strict=True):
-        measures = measures_of(*name.split(":"))
+        measures = measures_of(*name.split(":", 1))
         values = [as_text(measures[column]) if column in measures else "" for column in columns]
         written.append(f"| {' | '.join([cells(row)[0], *values])} |")
     return "\n".join(written) + "\n"
