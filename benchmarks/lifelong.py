@@ -143,9 +143,7 @@ def settings_of(config: LEMoEConfig) -> dict:
 
 def without_edited_neighbours(sample: list[Edit], edits: list[Edit]) -> list[Edit]:
     """Edits without the locality prompts that are about the subject of another edit: those are not to stay as they were."""
-    # Of two subjects that begin alike, the longer one first: the first that fits is found.
-    names = sorted({edit.subject for edit in edits if edit.subject}, key=len, reverse=True)
-    subjects = re.compile("|".join(rf"\b{re.escape(name)}(?!\w)" for name in names) or "$^", re.I)
+    subjects = names_of(edits)
 
     def is_edited(prompt: str) -> bool:
         """Whether a prompt names such a subject, and not as a part of a longer name: David is not David Beckham."""
@@ -159,6 +157,12 @@ def without_edited_neighbours(sample: list[Edit], edits: list[Edit]) -> list[Edi
         else edit
         for edit in sample
     ]
+
+
+def names_of(edits: list[Edit]) -> re.Pattern[str]:
+    """The subject of any edit, as a word by itself; of two that begin alike the longer one."""
+    names = sorted({edit.subject for edit in edits if edit.subject}, key=len, reverse=True)
+    return re.compile("|".join(rf"\b{re.escape(name)}(?!\w)" for name in names) or "$^", re.I)
 
 
 def drawn(rows: list, num: int, seed: int) -> list:

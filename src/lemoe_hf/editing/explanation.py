@@ -88,7 +88,12 @@ def explain(editor: LifelongEditor, prompt: str) -> Explanation:
     config, lead = editor.config, editor.tuner.lemoe_layers(editor.adapter_name)[0]
     anchors = lead.lemoe_anchors[editor.adapter_name]
     ids = editor.tokenizer(prompt)["input_ids"]
-    found = anchors.route(torch.tensor([ids]), config.threshold)[0]
+    capitals = lead.lemoe_relations[editor.adapter_name].capitals if config.asks_relation else None
+    found = anchors.route(torch.tensor([ids]), config.threshold, capitals)[0]
+    longer = [] if found else anchors.route(torch.tensor([ids]), config.threshold)[0]
+    if longer:
+        text = editor.tokenizer.decode(ids[longer[-1].first : longer[-1].last + 1])
+        return Explanation(prompt, None, None, longer[-1].score, config.threshold or longer[-1].threshold, text)
     if not found:
         expert = next(reversed(acting(routed(editor, [ids]))), None) if config.routing == "kv_anchor" else None
         near = max(anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)

@@ -259,11 +259,11 @@ class Anchors(Frozen):
                 Tokens that begin a capitalised word. A subject with one of them behind it is the beginning of a longer name,
                 unless it goes on so in the edit's own prompt: Miami Vice is not Miami.
         """
+        found = self.find(ids, threshold)
+        if capitals is not None and any(found):
+            found = self._without_longer_names(found, ids, capitals)
         routes = []
-        for row, matches in enumerate(self.find(ids, threshold)):
-            if capitals is not None and matches:
-                begins = torch.isin(ids[row], capitals.to(ids)).tolist()
-                matches = [match for match in matches if not self._goes_on(match, ids[row], begins, capitals)]
+        for row, matches in enumerate(found):
             tokens = set(ids[row].tolist()) if len(matches) > 1 else set()
             spans: dict[tuple[int, int], list[Match]] = {}
             for match in matches:
@@ -278,12 +278,19 @@ class Anchors(Frozen):
             routes.append(sorted(chosen, key=lambda match: (match.start, match.last)))
         return routes
 
-    def _goes_on(self, match: Match, ids: torch.Tensor, begins: list[bool], capitals: torch.Tensor) -> bool:
-        if match.is_prompt or not any(begins[match.last + 1 : match.last + 2]):
-            return False
-        own = torch.tensor(self.span(match.edit))
-        behind = own[1:][own[:-1] == int(ids[match.last])]
-        return not bool(torch.isin(behind, capitals.to(behind)).any())
+    def _without_longer_names(
+        self, found: list[list[Match]], ids: torch.Tensor, capitals: torch.Tensor
+    ) -> list[list[Match]]:
+        begins = torch.isin(ids, capitals.to(ids)).tolist()
+
+        def goes_on(match: Match, row: int) -> bool:
+            if match.is_prompt or not any(begins[row][match.last + 1 : match.last + 2]):
+                return False
+            own = torch.tensor(self.span(match.edit))
+            behind = own[1:][own[:-1] == int(ids[row, match.last])]
+            return not bool(torch.isin(behind, capitals.to(behind)).any())
+
+        return [[match for match in matches if not goes_on(match, row)] for row, matches in enumerate(found)]
 
     def _rank(self, match: Match, tokens: set[int]) -> tuple[float, bool, int, int]:
         if match.is_prompt:
