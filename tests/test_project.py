@@ -81,5 +81,5 @@ def test_every_measure_comes_from_a_result(monkeypatch, page):
     assert ROOT / page in tables.PAGES
     assert len(tables.TABLE.findall(text)) == text.count("<!-- results:") > 1
     assert tables.filled(text) == text
-    wrong = tables.TABLE.sub(lambda match: match[1] + match[2] + re.sub(r"0\.\d+", "0.123", match[3]), text)
+    wrong = tables.TABLE.sub(lambda match: match[1] + match[2] + re.sub(r"\| 0\.\d+", "| 0.123", match[3]), text)
     assert wrong != text == tables.filled(wrong)
