@@ -226,6 +226,17 @@ def test_kv_anchor_finds_every_edit_of_a_large_batch(tokenizer):
     assert [editor.explain(fact.prompt).expert for fact in FACTS] == list(range(6))
 
 
+@pytest.mark.parametrize("replay", [True, False])
+def test_kv_anchor_keeps_earlier_edits_where_they_are_replayed(tokenizer, replay):
+    """A projection that keeps training moves old prompts."""
+    editor = editor_for(tokenizer, routing="kv_anchor", projection="shared", router_replay=replay)
+    editor.edit(FACTS[:3])
+    editor.edit(FACTS[3:])
+    experts = [editor.explain(fact.prompt).expert for fact in FACTS]
+    assert experts[3:] == [3, 4, 5]
+    assert (experts[:3] == [0, 1, 2]) is replay
+
+
 def test_kv_anchor_edits_a_prompt_again_and_takes_it_back(tokenizer):
     editor = editor_for(tokenizer, routing="kv_anchor")
     base = logits_of(editor, [FACTS[0].prompt])
