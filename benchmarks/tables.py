@@ -23,6 +23,7 @@ COLUMNS = {
     "free Rel": "free_reliability",
     "free Gen": "free_generality",
     "Loc, bit for bit": "locality_exact",
+    "and nothing else": "free_reliability_strict",
     "PPL": "perplexity",
     "other questions kept": "same_subject_kept",
     "in a chat": "free_reliability_chat",
