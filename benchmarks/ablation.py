@@ -64,6 +64,7 @@ def main() -> None:
     )
     parser.add_argument("--work", required=True, type=Path, help="folder for what is under way")
     parser.add_argument("--of", required=True, choices=VARIANTS, help="also the name of the result")
+    parser.add_argument("--variants", nargs="+", help="by default all")
     parser.add_argument("--num-edits", type=int, default=100)
     parser.add_argument("--sample", type=int, default=100, help="measure on so many of the edits, and questions")
     parser.add_argument("--extras", type=int, default=40, help="edits asked for in other surroundings")
@@ -77,7 +78,7 @@ def main() -> None:
     edits = first_of_subject(records)[: args.num_edits]
     questions = drawn([question for _, question in other_questions(edits, lenders)], args.sample, seed=2)
     rows = []
-    for name in VARIANTS[args.of]:
+    for name in args.variants or VARIANTS[args.of]:
         done = args.work / f"{name.replace(' ', '_')}.json"
         if not done.exists():
             done.write_text(json.dumps(run(args, tokenizer, edits, questions, name)))
