@@ -69,6 +69,8 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=100, help="measure on so many of the edits, and questions")
     parser.add_argument("--extras", type=int, default=40, help="edits asked for in other surroundings")
     args = parser.parse_args()
+    if unknown := set(args.variants or ()) - set(VARIANTS[args.of]):
+        parser.error(f"--of {args.of} has no {sorted(unknown)}; it has {list(VARIANTS[args.of])}.")
     args.work.mkdir(parents=True, exist_ok=True)
     log_progress()
 
