@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from lemoe_hf import structure
 from lemoe_hf.editing.activations import CachedBatch
 from lemoe_hf.editing.samples import Sample
-from lemoe_hf.editing.trunk import reusable_columns
+from lemoe_hf.editing.trunk import Trunk, reusable_columns
 from lemoe_hf.generation import pad_right
 from lemoe_hf.routing.route import Route
 from tiny import CONFIGS, PAD, edited, prompts_of, put_edits
@@ -32,8 +32,8 @@ def model_in_training(family: str):
     return model
 
 
-def batch_for(model, samples=SAMPLES, reuse=True) -> CachedBatch:
-    return CachedBatch(model.base_model.model, model.base_model.context, samples, PAD, reuse)
+def batch_for(model, samples=SAMPLES, reuse=True, from_start=True) -> CachedBatch:
+    return CachedBatch(model.base_model.model, model.base_model.context, samples, PAD, reuse, from_start)
 
 
 def is_reusable(model, samples=SAMPLES) -> float:
@@ -71,12 +71,13 @@ def cached_losses(batch: CachedBatch) -> torch.Tensor:
     return batch.losses(batch.logits({"default": batch.route("default", 2)}))
 
 
+@pytest.mark.parametrize("from_start", [True, False])
 @pytest.mark.parametrize("family", CONFIGS)
-def test_a_step_gives_the_losses_and_gradients_of_a_whole_forward_pass(family):
+def test_a_step_gives_the_losses_and_gradients_of_a_whole_forward_pass(family, from_start):
     model = model_in_training(family)
     reuse = is_reusable(model) > 0
     assert reuse == (family not in ("bloom", "mamba"))
-    batch = batch_for(model, reuse=reuse)
+    batch = batch_for(model, reuse=reuse, from_start=from_start)
     expected = plain_losses(model)
     for _ in range(2):  # a step must leave what is cached as it was
         losses = cached_losses(batch)
@@ -113,12 +114,12 @@ def test_a_step_computes_no_more_than_it_must():
     assert logits.shape[0] == sum(len(sample.target) for sample in SAMPLES)
 
 
-@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize(("reuse", "from_start"), [(True, True), (True, False), (False, False)])
 @pytest.mark.parametrize("rows", [[1, 3], [2], [0, 1, 2, 3]])
-def test_select_equals_a_batch_of_those_samples(reuse, rows):
+def test_select_equals_a_batch_of_those_samples(reuse, from_start, rows):
     model = model_in_training("llama")
-    part = batch_for(model, reuse=reuse).select(torch.tensor(rows))
-    whole = batch_for(model, [SAMPLES[row] for row in rows], reuse)
+    part = batch_for(model, reuse=reuse, from_start=from_start).select(torch.tensor(rows))
+    whole = batch_for(model, [SAMPLES[row] for row in rows], reuse, from_start)
     assert part.expert.tolist() == whole.expert.tolist()
     assert part.is_target.tolist() == whole.is_target.tolist()
     assert part.labels[part.is_target].tolist() == whole.labels[whole.is_target].tolist()
@@ -202,11 +203,29 @@ def test_a_forward_that_was_replaced_before_is_put_back():
     assert block.forward is wrapped
 
 
-def test_an_attention_window_shorter_than_the_text_is_not_reused():
+def test_the_attention_window_bounds_what_is_reused():
     model = model_in_training("gemma3")
     assert is_reusable(model) == 512
     long = Sample(list(range(10, 210)) * 3, [5, 6], start=590, expert=0)
-    assert is_reusable(model, [long]) == 0
+    assert is_reusable(model, [long]) == 512
+
+
+def test_keys_and_values_are_reused_up_to_the_attention_window():
+    model = model_in_training("gemma3")
+    trunk = Trunk(model.base_model.model, model.base_model.context, PAD)
+    words = [10 + i * 7 % 90 for i in range(600)]
+
+    def run(length: int, start: int):
+        long = Sample(words[:length], [5, 6], start, expert=0)
+        batch, rows = trunk.run([[long], [Sample([20, 21, 22, 23], [30], start=2, expert=1)]])
+        torch.testing.assert_close(cached_losses(batch), plain_losses(model, rows))
+        assert batch.reuse
+        return batch.from_start
+
+    assert run(509, start=300)  # 511 columns in all
+    assert not run(510, start=300)
+    assert not run(600, start=590)
+    assert run(300, start=250)
 
 
 def test_building_a_batch_leaves_no_hook_when_it_fails(monkeypatch):

@@ -36,20 +36,31 @@ class CachedBatch:
     """
     Samples with everything frozen computed, ready for training steps.
 
-    Axes: `b` samples, `p` earlier columns, `c` columns of a step: those of each sample from its `start` on, except its last
-    token, which predicts nothing.
+    Axes: `b` samples, `p` earlier columns, `c` columns of a step: those of each sample from its `first` one on, except its
+    last token, which predicts nothing.
 
     Args:
         root (`nn.Module`): The model, with its LEMoE layers.
         context ([`RoutingContext`]): Of that model.
         samples (`list` of [`Sample`]): What to train on.
         pad (`int`): The padding token.
-        reuse (`bool`): Reuse the keys and values of earlier tokens. Without it, every step runs whole sequences
-            through the whole model: slow, and right for any architecture.
+        reuse (`bool`): Reuse what is frozen. Without it, every step runs whole sequences through the whole model:
+            slow, and right for any architecture.
+        from_start (`bool`): Of what is frozen reuse also the keys and values of the tokens before each sample's `start`.
+            Without them, every step runs whole sequences through the upper layers: right for texts of any length.
     """
 
-    def __init__(self, root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int, reuse: bool = True):
-        self.root, self.context, self.reuse = root, context, reuse
+    def __init__(
+        self,
+        root: nn.Module,
+        context: RoutingContext,
+        samples: list[Sample],
+        pad: int,
+        reuse: bool = True,
+        from_start: bool = True,
+    ):
+        self.root, self.context = root, context
+        self.reuse, self.from_start = reuse, reuse and from_start
         self.takes_positions = "position_ids" in structure.accepted_by(root)
         device = root.get_input_embeddings().weight.device
         ids, mask = pad_right([sample.prompt + sample.target for sample in samples], pad, device)
@@ -58,7 +69,7 @@ class CachedBatch:
         self.expert = torch.tensor([sample.expert for sample in samples], device=device)
         self.own = torch.tensor([sample.own for sample in samples], device=device)
         prompt = torch.tensor([len(sample.prompt) for sample in samples], device=device)
-        first = self.start if reuse else torch.zeros_like(self.start)
+        self.first = first = self.start if self.from_start else torch.zeros_like(self.start)
         column = first[:, None] + torch.arange(int((length - 1 - first).max()), device=device)
         self.valid = column < length[:, None] - 1
         self.is_target = self.valid & (column >= prompt[:, None] - 1)
@@ -87,7 +98,7 @@ class CachedBatch:
     @torch.no_grad()
     def _run_frozen(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
         """Run the base model once: what enters the bypassed layer, and the keys and values of the earlier tokens."""
-        same = (ids == ids[:1]).all(0)[: int(self.start.min())]
+        same = (ids == ids[:1]).all(0)[: int(self.first.min())]
         shared = int(same.long().cumprod(0).sum()) if len(ids) > 1 else 0
         shared = shared if shared >= SHARED_PREFIX else 0
         recorded: dict[str, object] = {}
@@ -133,6 +144,7 @@ class CachedBatch:
         """Everything that has a row for each sample."""
         names = (
             "start",
+            "first",
             "expert",
             "own",
             "ids",
@@ -177,7 +189,7 @@ class CachedBatch:
         columns, past = int(self.num_columns[rows].max()), max(int(self.past[rows].sum(1).max()), 1)
         tensors = {}
         for name, tensor in self._tensors().items():
-            if name in ("start", "expert", "own", "anchors"):
+            if name in ("start", "first", "expert", "own", "anchors"):
                 tensors[name] = tensor[rows]
             elif "." in name:
                 tensors[name] = tensor[:, :, :past][rows]
@@ -200,7 +212,7 @@ class CachedBatch:
 
     def route(self, adapter_name: str, num_committed: int, gates: torch.Tensor | None = None) -> Route:
         """Every sample through its own expert in training, with `gates` of shape `(b,)` or 1."""
-        start = torch.zeros_like(self.start) if self.reuse else self.start
+        start = self.start - self.first
         gates = torch.ones_like(self.start, dtype=torch.float32) if gates is None else gates
         return Route(
             experts=(num_committed + self.expert)[:, None],
@@ -209,7 +221,7 @@ class CachedBatch:
             end=torch.full_like(start, Route.ENDLESS)[:, None],
             num_committed=num_committed,
             uses_open=True,
-            last_start=-1 if self.reuse else int(start.max()),
+            last_start=-1 if self.from_start else Route.ENDLESS,
         )
 
     def logits(self, routes: dict[str, Route]) -> torch.Tensor:

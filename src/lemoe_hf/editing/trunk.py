@@ -52,19 +52,21 @@ class Trunk:
         if self._reusable is None:
             self._reusable = reusable_columns(self.root, self.context, groups[0][:4], self.pad)
         rows = [sample for group in groups for sample in group]
-        longest = max(len(sample.prompt) + len(sample.target) for sample in rows)
-        reuse = 2 * longest < self._reusable
-        passes = [CachedBatch(self.root, self.context, group, self.pad, reuse) for group in groups]
+        past = max(sample.start for sample in rows)
+        step = max(len(sample.prompt) + len(sample.target) - sample.start for sample in rows)
+        reuse, from_start = self._reusable > 0, past + step < self._reusable
+        passes = [CachedBatch(self.root, self.context, group, self.pad, reuse, from_start) for group in groups]
         return CachedBatch.concat(passes), rows
 
 
 def reusable_columns(root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int) -> float:
     """
-    Up to how many columns, cached ones and those of a step, reusing what is frozen gives the base model's own logits.
+    Up to how many columns, cached ones and those of a step, all that is frozen can be reused.
 
     There is no bound for decoders whose only memory is a cache of keys and values, and the attention window where they
-    have one. It is 0 for state-space models, and where layers hand each other more than hidden states. A few samples are
-    run in both ways to find out; a model that cannot go on from a cache of ours says so in its own way.
+    have one. It is 0 where what is frozen cannot be reused at all: for state-space models, and where layers hand each
+    other more than hidden states. A few samples are run in both ways to find out, which have to give the same logits; a
+    model that cannot go on from a cache of ours says so in its own way.
     """
     if root.get_output_embeddings() is None or not {"past_key_values", "position_ids"} <= structure.accepted_by(root):
         return 0
@@ -73,6 +75,9 @@ def reusable_columns(root: nn.Module, context: RoutingContext, samples: list[Sam
         expected = plain.logits({})
         try:
             cached = CachedBatch(root, context, samples, pad)
+            bound = window_of(cached)
+            if cached.past.shape[1] + cached.ids.shape[1] >= bound:
+                cached = CachedBatch(root, context, samples, pad, from_start=False)
             logits = cached.logits({})
         except torch.OutOfMemoryError:
             raise
@@ -81,10 +86,14 @@ def reusable_columns(root: nn.Module, context: RoutingContext, samples: list[Sam
             return 0
     if cached.cache is None:
         return 0
-    windows = [layer.sliding_window for layer in cached.cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
-    bound = min(windows, default=math.inf)
-    if cached.past.shape[1] + cached.ids.shape[1] >= bound:
-        return 0
     tolerance = 1e-3 if logits.dtype == torch.float32 else 5e-2
     same = logits.shape == expected.shape and bool((logits - expected).abs().max() <= tolerance * expected.abs().max())
     return bound if same else 0
+
+
+def window_of(batch: CachedBatch) -> float:
+    """The shortest attention window of the layers whose keys and values are cached."""
+    layers = [] if batch.cache is None else batch.cache.layers
+    return min(
+        (each.sliding_window for each in layers if isinstance(each, DynamicSlidingWindowLayer)), default=math.inf
+    )
