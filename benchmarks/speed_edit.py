@@ -76,7 +76,8 @@ ABLATIONS = [
     ("own prompts first", {}, [(samples, "Sample", every_prompt_is_own)]),
     ("the template's tokens run once", {}, [(activations, "SHARED_PREFIX", 10**9)]),
     ("logits left out of the frozen pass", {}, [(activations, "FIRST_COLUMN", slice(None))]),
-    ("reuse of what is frozen", {}, [(trunk_module, "reusable_columns", lambda *args: 0)]),
+    ("reuse of keys and values", {}, [(trunk_module, "reusable", lambda *args: (True, 0.0))]),
+    ("reuse of what is frozen", {}, [(trunk_module, "reusable", lambda *args: (False, 0.0))]),
     ("contexts", {"contexts": ()}, []),
     ("each edit's own stop: 30 steps for all", {"stop_loss": 0.0, "max_steps": 30}, []),
 ]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from lemoe_hf import structure
 from lemoe_hf.editing.activations import CachedBatch
 from lemoe_hf.editing.samples import Sample
-from lemoe_hf.editing.trunk import Trunk, reusable_columns
+from lemoe_hf.editing.trunk import Trunk, reusable
 from lemoe_hf.generation import pad_right
 from lemoe_hf.routing.route import Route
 from tiny import CONFIGS, PAD, edited, prompts_of, put_edits
@@ -36,8 +36,8 @@ def batch_for(model, samples=SAMPLES, reuse=True, from_start=True) -> CachedBatc
     return CachedBatch(model.base_model.model, model.base_model.context, samples, PAD, reuse, from_start)
 
 
-def is_reusable(model, samples=SAMPLES) -> float:
-    return reusable_columns(model.base_model.model, model.base_model.context, samples, PAD)
+def reusable_of(model, samples=SAMPLES) -> tuple[bool, float]:
+    return reusable(model.base_model.model, model.base_model.context, samples, PAD)
 
 
 def gradients(model, losses) -> list[torch.Tensor]:
@@ -75,9 +75,10 @@ def cached_losses(batch: CachedBatch) -> torch.Tensor:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_step_gives_the_losses_and_gradients_of_a_whole_forward_pass(family, from_start):
     model = model_in_training(family)
-    reuse = is_reusable(model) > 0
-    assert reuse == (family not in ("bloom", "mamba"))
-    batch = batch_for(model, reuse=reuse, from_start=from_start)
+    reuse, num_columns = reusable_of(model)
+    assert reuse
+    assert (num_columns > 0) == (family not in ("bloom", "mamba"))
+    batch = batch_for(model, from_start=from_start and num_columns > 0)
     expected = plain_losses(model)
     for _ in range(2):  # a step must leave what is cached as it was
         losses = cached_losses(batch)
@@ -132,8 +133,8 @@ def test_select_equals_a_batch_of_those_samples(reuse, from_start, rows):
 @pytest.mark.parametrize("cut", [1, 2])
 def test_batches_that_are_joined_equal_one_batch(family, cut):
     model = model_in_training(family)
-    reuse = is_reusable(model) > 0
-    parts = [batch_for(model, samples, reuse) for samples in (SAMPLES[:cut], SAMPLES[cut:])]
+    from_start = reusable_of(model)[1] > 0
+    parts = [batch_for(model, samples, from_start=from_start) for samples in (SAMPLES[:cut], SAMPLES[cut:])]
     whole = CachedBatch.concat(parts)
     torch.testing.assert_close(cached_losses(whole), plain_losses(model), rtol=1e-4, atol=1e-4)
     last = whole.select(torch.tensor([3]))
@@ -173,7 +174,7 @@ def test_gates_weigh_the_expert():
 def test_nothing_stays_replaced_after_an_exception(family):
     model = model_in_training(family)
     root = model.base_model.model
-    batch = batch_for(model, reuse=is_reusable(model) > 0)
+    batch = batch_for(model, from_start=reusable_of(model)[1] > 0)
     modules = {name: dict(vars(module)) for name, module in root.named_modules()}
     hooks = {
         name: len(module._forward_hooks) + len(module._forward_pre_hooks) for name, module in root.named_modules()
@@ -205,9 +206,9 @@ def test_a_forward_that_was_replaced_before_is_put_back():
 
 def test_the_attention_window_bounds_what_is_reused():
     model = model_in_training("gemma3")
-    assert is_reusable(model) == 512
+    assert reusable_of(model) == (True, 512)
     long = Sample(list(range(10, 210)) * 3, [5, 6], start=590, expert=0)
-    assert is_reusable(model, [long]) == 512
+    assert reusable_of(model, [long]) == (True, 0)
 
 
 def test_keys_and_values_are_reused_up_to_the_attention_window():
@@ -245,4 +246,4 @@ def test_want_of_memory_is_not_taken_for_an_architecture_that_reuses_nothing(mon
 
     monkeypatch.setattr(CachedBatch, "_run_frozen", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        is_reusable(model)
+        reusable_of(model)

@@ -747,17 +747,17 @@ def test_padding_does_not_matter(tokenizer):
     assert losses == pytest.approx([alone.edit(edit).records[0]["loss"] for edit in (short, long)], rel=1e-3)
 
 
-def test_a_prompt_longer_than_the_attention_window_takes_plain_passes(tokenizer):
-    """Whether what is frozen can be reused is found out once; how long a text may be for it is checked every time."""
+def test_prompts_longer_than_the_attention_window_are_run_as_a_whole(tokenizer):
+    """Whether keys and values can be reused is found out once; how long the texts may be for it is checked every time."""
     editor = editor_for(tokenizer, family="gemma3")
     editor.edit(FACTS[0])
-    long = Edit(
-        "It rains here, and there, all the day. " * 12 + "The capital of Zembla is", "Onhava", subject="Zembla"
-    )
-    (tokenized,) = editor._tokenized([long])
-    assert len(tokenized.prompt) < 512 < 2 * len(tokenized.prompt)
-    for edit, reuse in ((long, False), (FACTS[1], True)):
-        batch, _ = editor._trunk.run(editor._samples(editor._tokenized([edit])))
-        assert batch.reuse == reuse
-    editor.edit(long)
-    assert editor.explain(long.prompt).entry["edit"]["prompt"] == long.prompt
+    filler = "It rains here, and there, all the day. " * 12
+    late = Edit(filler + "The capital of Zembla is", "Onhava", subject="Zembla")
+    early = Edit(f"Zog is a king. {filler} He is", "tall", subject="Zog")
+    assert all(256 < len(tokenized.prompt) < 512 for tokenized in editor._tokenized([late, early]))
+    for edits, from_start in (([late], True), ([late, early], False), ([FACTS[1]], True)):
+        batch, _ = editor._trunk.run(editor._samples(editor._tokenized(edits)))
+        assert (batch.reuse, batch.from_start) == (True, from_start)
+    editor.edit([late, early])
+    for edit in (late, early):
+        assert editor.explain(edit.prompt).entry["edit"]["prompt"] == edit.prompt

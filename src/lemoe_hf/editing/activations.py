@@ -46,8 +46,9 @@ class CachedBatch:
         pad (`int`): The padding token.
         reuse (`bool`): Reuse what is frozen. Without it, every step runs whole sequences through the whole model:
             slow, and right for any architecture.
-        from_start (`bool`): Of what is frozen reuse also the keys and values of the tokens before each sample's `start`.
-            Without them, every step runs whole sequences through the upper layers: right for texts of any length.
+        from_start (`bool`): Reuse the keys and values of the tokens before each sample's `start` as well. Without them,
+            every step runs whole sequences through the upper layers: for texts of any length, and for layers with another
+            memory.
     """
 
     def __init__(
@@ -114,18 +115,13 @@ class CachedBatch:
                     lambda module, args, output: recorded.update(output=output)
                 )
                 stack.callback(record.remove)
-            output = self.root(
-                input_ids=ids[:, shared:],
-                attention_mask=mask,
-                position_ids=torch.arange(shared, ids.shape[1], device=ids.device)[None],
-                past_key_values=cache,
-                use_cache=True,
-            )
+            position = torch.arange(shared, ids.shape[1], device=ids.device)[None]
+            output = self._forward(ids[:, shared:], mask, position, cache)
         if self.blocks:
             hidden = recorded["output"] if isinstance(recorded["output"], torch.Tensor) else recorded["output"][0]
             column = (self.position - shared)[:, :, None].expand(-1, -1, hidden.shape[-1])
             self._set_hidden(recorded["output"], hidden.gather(1, column))
-        layers = getattr(output.past_key_values, "layers", [])
+        layers = getattr(output.past_key_values, "layers", []) if self.from_start else []
         if layers and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
             self.cache = output.past_key_values
             del self.cache.lemoe_state  # a step of one token would be taken for decoding
@@ -137,8 +133,8 @@ class CachedBatch:
                     put(layer, name, getattr(layer, name)[:, :kept, :width, :kept].clone())
 
     def _set_hidden(self, like, hidden: torch.Tensor) -> None:
-        """What the last frozen layer returns: hidden states of shape `(b, c, d)`, and whatever else it does."""
-        self.hidden = hidden if isinstance(like, torch.Tensor) else (hidden, *like[1:])
+        """What the last frozen layer returns: hidden states of shape `(b, c, d)`, and nothing else that goes with a row."""
+        self.hidden = hidden if isinstance(like, torch.Tensor) else (hidden, *(None for _ in like[1:]))
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Everything that has a row for each sample."""
@@ -227,24 +223,26 @@ class CachedBatch:
     def logits(self, routes: dict[str, Route]) -> torch.Tensor:
         """Logits of shape `(n, v)` at the `n` target tokens of all samples, one sample after the other."""
         if not self.reuse:
-            # Positions are told, as `generate` does: RoBERTa would count them otherwise.
-            positions = {"position_ids": self.position} if self.takes_positions else {}
             with self.context.pinned(routes):
-                output = self.root(input_ids=self.ids, attention_mask=self.valid.long(), **positions, use_cache=False)
-            return output.logits[:, -self.ids.shape[1] :][self.is_target]  # CPM-Ant has columns of its own before
+                logits = self._forward(self.ids, self.valid, self.position).logits
+            return logits[:, -self.ids.shape[1] :][self.is_target]  # CPM-Ant has columns of its own before
+        mask = torch.cat([self.past, self.valid], 1) if self.from_start else self.valid
         with ExitStack() as stack:
             stack.enter_context(self.context.pinned(routes))
             for block in self.blocks:
                 stack.enter_context(replaced_forward(block, self.hidden))
             stack.enter_context(seeing_only(self.root.get_output_embeddings(), self.is_target))
-            output = self.root(
-                input_ids=self.ids,
-                attention_mask=torch.cat([self.past, self.valid], 1).long(),
-                position_ids=self.position,
-                past_key_values=self._copy_cache(),
-                use_cache=True,
-            )
-        return output.logits
+            return self._forward(self.ids, mask, self.position, self._copy_cache()).logits
+
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, position: torch.Tensor, cache: DynamicCache | None = None
+    ):
+        """A forward pass of the model, which is given what it can take."""
+        # Positions are told, as `generate` does: RoBERTa would count them otherwise.
+        given = {"position_ids": position} if self.takes_positions else {}
+        if self.from_start:
+            given["past_key_values"] = cache
+        return self.root(input_ids=ids, attention_mask=mask.long(), use_cache=self.from_start, **given)
 
     def losses(self, logits: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of each sample's target, of shape `(b,)`."""

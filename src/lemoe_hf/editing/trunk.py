@@ -32,7 +32,7 @@ class Trunk:
 
     def __init__(self, root: nn.Module, context: RoutingContext, pad: int):
         self.root, self.context, self.pad = root, context, pad
-        self._reusable: float | None = None
+        self._reusable: tuple[bool, float] | None = None
 
     def run(self, samples: list[list[Sample]]) -> tuple[CachedBatch, list[Sample]]:
         """
@@ -50,50 +50,51 @@ class Trunk:
             alike = sorted(filter(None, texts), key=lambda sample: len(sample.prompt) + len(sample.target))
             groups += [alike[first : first + TEXTS_AT_ONCE] for first in range(0, len(alike), TEXTS_AT_ONCE)]
         if self._reusable is None:
-            self._reusable = reusable_columns(self.root, self.context, groups[0][:4], self.pad)
+            self._reusable = reusable(self.root, self.context, groups[0][:4], self.pad)
+        reuse, num_columns = self._reusable
         rows = [sample for group in groups for sample in group]
         past = max(sample.start for sample in rows)
         step = max(len(sample.prompt) + len(sample.target) - sample.start for sample in rows)
-        reuse, from_start = self._reusable > 0, past + step < self._reusable
+        from_start = past + step < num_columns
         passes = [CachedBatch(self.root, self.context, group, self.pad, reuse, from_start) for group in groups]
         return CachedBatch.concat(passes), rows
 
 
-def reusable_columns(root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int) -> float:
+def reusable(root: nn.Module, context: RoutingContext, samples: list[Sample], pad: int) -> tuple[bool, float]:
     """
-    Up to how many columns, cached ones and those of a step, all that is frozen can be reused.
+    What can be reused of the frozen part of a model, so that it gives the base model's own logits.
 
-    There is no bound for decoders whose only memory is a cache of keys and values, and the attention window where they
-    have one. It is 0 where what is frozen cannot be reused at all: for state-space models, and where layers hand each
-    other more than hidden states. A few samples are run in both ways to find out, which have to give the same logits; a
-    model that cannot go on from a cache of ours says so in its own way.
+    A few samples are run in every way to find out; a model that cannot go on from what it is given says so in its own way.
+
+    Returns:
+        Whether what lies below the bypass can be: not where layers hand each other more than hidden states. And up to how
+        many columns, cached ones and those of a step, keys and values can be: without a bound for decoders whose only
+        memory they are, up to the attention window where there is one, and 0 for all others, such as state-space models.
     """
-    if root.get_output_embeddings() is None or not {"past_key_values", "position_ids"} <= structure.accepted_by(root):
-        return 0
-    plain = CachedBatch(root, context, samples, pad, reuse=False)
+    if root.get_output_embeddings() is None:
+        return False, 0.0
     with torch.no_grad():
-        expected = plain.logits({})
+        expected = CachedBatch(root, context, samples, pad, reuse=False).logits({})
+    tolerance = 1e-3 if expected.dtype == torch.float32 else 5e-2
+
+    def tried(from_start: bool) -> CachedBatch | None:
         try:
-            cached = CachedBatch(root, context, samples, pad)
-            bound = window_of(cached)
-            if cached.past.shape[1] + cached.ids.shape[1] >= bound:
-                cached = CachedBatch(root, context, samples, pad, from_start=False)
-            logits = cached.logits({})
+            batch = CachedBatch(root, context, samples, pad, from_start=from_start)
+            with torch.no_grad():
+                logits = batch.logits({})
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            logger.info("Nothing frozen is reused in %s: %r", type(root).__name__, error)
-            return 0
-    if cached.cache is None:
-        return 0
-    tolerance = 1e-3 if logits.dtype == torch.float32 else 5e-2
-    same = logits.shape == expected.shape and bool((logits - expected).abs().max() <= tolerance * expected.abs().max())
-    return bound if same else 0
+            logger.info("%s does not go on from what is cached: %r", type(root).__name__, error)
+            return None
+        same = logits.shape == expected.shape and (logits - expected).abs().max() <= tolerance * expected.abs().max()
+        return batch if same else None
 
-
-def window_of(batch: CachedBatch) -> float:
-    """The shortest attention window of the layers whose keys and values are cached."""
-    layers = [] if batch.cache is None else batch.cache.layers
-    return min(
-        (each.sliding_window for each in layers if isinstance(each, DynamicSlidingWindowLayer)), default=math.inf
-    )
+    if tried(from_start=False) is None:
+        return False, 0.0
+    takes_cache = {"past_key_values", "position_ids"} <= structure.accepted_by(root)
+    batch = tried(from_start=True) if takes_cache else None
+    if batch is None or batch.cache is None:
+        return True, 0.0
+    windows = [layer.sliding_window for layer in batch.cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    return True, min(windows, default=math.inf)
