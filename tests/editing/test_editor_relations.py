@@ -407,10 +407,21 @@ def test_a_longer_name_is_left_to_the_base_model(explained):
     """The longer one is asked for what was edited of the other."""
     explained.config.relation_threshold = -1e9
     prompts = ["Where is Zembla now?", "Where is Zembla Ashford now?", "Where is Zembla, Ashford, now?"]
-    assert answered(explained, prompts) == [True, False, True]
+    prompts += ["Where is Zemblander now?", "Where is Zembla1 now?", "Where are Zembla's laws?"]
+    assert answered(explained, prompts) == [True, False, True, False, False, True]
     found = explained.explain(prompts[1])
     assert found.deferred
     assert str(found).endswith("the base model answers (' Zembla' was edited, but begins a longer name here).")
+
+
+@pytest.mark.parametrize("text", [" Vice", " Émile", "ardo", "L", "sen", "1", "ön"])
+def test_a_name_goes_on(text):
+    assert learning.goes_on(text)
+
+
+@pytest.mark.parametrize("text", ["s", "'s", " vice", " 1", ".", " ", "", "京", " 京"])
+def test_a_name_ends(text):
+    assert not learning.goes_on(text)
 
 
 def test_tokens_of_sentences(tokenizer):
@@ -420,15 +431,17 @@ def test_tokens_of_sentences(tokenizer):
     }
     assert {"?"} <= found["marks"] < found["stops"]
     assert {".", "!", "\n", tokenizer.eos_token} <= found["stops"]
-    assert found["capitals"] == {" A", " Ber", " Berg", " Tom", " Ashfor", " Ashford"}
+    words = {text for text in found["continuing"] if len(text) > 1}
+    assert words >= {" A", " Ber", " Berg", " Tom", " Ashfor", " Ashford"}
+    assert not any(text[0] == " " and not text[1:2].isupper() for text in words)
 
 
-def test_capitals_of_a_tokenizer_that_decodes_a_token_without_its_space():
-    words = ["<unk>", "a", "▁a", "▁The", "▁the", "The", "▁Émile", "?", "▁?"]
+def test_what_goes_on_with_a_name_of_a_tokenizer_that_decodes_a_token_without_its_space():
+    words = ["<unk>", "a", "▁a", "▁The", "▁the", "The", "▁Émile", "?", "▁?", "s", "1", "▁1", "京"]
     backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>"))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     found = learning.tokens_of_sentences(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
-    assert [words[token] for token in found["capitals"]] == ["▁The", "▁Émile"]
+    assert [words[token] for token in found["continuing"]] == ["a", "▁The", "The", "▁Émile", "1"]
 
 
 def test_explain_names_the_nearest_of_several_edits_of_a_subject(explained):

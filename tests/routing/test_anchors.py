@@ -74,29 +74,39 @@ def test_the_longer_of_nested_matches_counts():
     assert edits_of(anchors, [[1, 7, 8, 9], [1, 7, 8, 1], [1, 8, 1, 1]]) == [[1], [0], [2]]
 
 
-CAPITALS = torch.tensor([3, 4])
+CONTINUING = torch.tensor([3, 4])
 
 
 @pytest.mark.parametrize(("behind", "found"), [(3, []), (4, []), (1, [0]), (-1, [0])])
-def test_a_subject_that_goes_on_with_a_capital_is_the_beginning_of_a_longer_name(behind, found):
+def test_a_subject_that_goes_on_is_the_beginning_of_a_longer_name(behind, found):
     anchors, ids = bank(subject([7, 8], 0), prompt([7, 8, 1], 0)), torch.tensor([[2, 7, 8, behind, 1]])
-    assert [match.edit for match in anchors.route(ids, capitals=CAPITALS)[0]] == found
+    assert [match.edit for match in anchors.route(ids, continuing=CONTINUING)[0]] == found
     assert edits_of(anchors, ids.tolist()) == [[0]]
-    (match,) = anchors.route(torch.tensor([[1, 7, 8]]), capitals=CAPITALS)[0]
+    (match,) = anchors.route(torch.tensor([[1, 7, 8]]), continuing=CONTINUING)[0]
     assert match.last == 2
 
 
 def test_a_longer_name_hides_no_edit_of_its_own_and_no_whole_prompt():
     anchors = bank(subject([7, 8], 0), prompt([7, 8, 1], 0), subject([7, 8, 3], 1), prompt([5, 7, 8, 3], 1))
     anchors.add([prompt([2, 7, 8], 2)])
-    rows = anchors.route(torch.tensor([[1, 7, 8, 3, 1], [2, 7, 8, 3, 4], [2, 7, 8, 4, 1]]), capitals=CAPITALS)
+    rows = anchors.route(torch.tensor([[1, 7, 8, 3, 1], [2, 7, 8, 3, 4], [2, 7, 8, 4, 1]]), continuing=CONTINUING)
     assert [[match.edit for match in row] for row in rows] == [[1], [2], [2]]
 
 
 def test_a_subject_may_go_on_as_it_does_in_its_own_prompt():
     anchors = bank(subject([7, 8], 0), prompt([1, 7, 8, 3, 2], 0), subject([7, 8], 1), prompt([7, 8, 1], 1))
-    (match,) = anchors.route(torch.tensor([[5, 7, 8, 4, 6]]), capitals=CAPITALS)[0]
+    (match,) = anchors.route(torch.tensor([[5, 7, 8, 4, 6]]), continuing=CONTINUING)[0]
     assert (match.edit, match.rivals) == (0, ())
+
+
+def test_a_subject_may_go_on_as_it_does_in_another_spelling_of_its_own_prompt():
+    anchors = bank(subject([6], 0), subject([9], 0), prompt([6, 3, 2], 0), prompt([9, 3, 2], 0))
+    assert [match.edit for match in anchors.route(torch.tensor([[5, 9, 4, 1]]), continuing=CONTINUING)[0]] == [0]
+
+
+def test_what_goes_on_in_the_own_prompt_is_the_whole_subject():
+    anchors = bank(subject([7, 8], 0), prompt([7, 8, 1, 8, 3], 0))
+    assert anchors.route(torch.tensor([[7, 8, 4]]), continuing=CONTINUING) == [[]]
 
 
 def test_matches_beside_each_other_follow_one_another():

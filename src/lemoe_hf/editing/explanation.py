@@ -88,8 +88,8 @@ def explain(editor: LifelongEditor, prompt: str) -> Explanation:
     config, lead = editor.config, editor.tuner.lemoe_layers(editor.adapter_name)[0]
     anchors = lead.lemoe_anchors[editor.adapter_name]
     ids = editor.tokenizer(prompt)["input_ids"]
-    capitals = lead.lemoe_relations[editor.adapter_name].capitals if config.asks_relation else None
-    found = anchors.route(torch.tensor([ids]), config.threshold, capitals)[0]
+    continuing = lead.lemoe_relations[editor.adapter_name].continuing if config.asks_relation else None
+    found = anchors.route(torch.tensor([ids]), config.threshold, continuing)[0]
     longer = [] if found else anchors.route(torch.tensor([ids]), config.threshold)[0]
     if longer:
         text = editor.tokenizer.decode(ids[longer[-1].first : longer[-1].last + 1])

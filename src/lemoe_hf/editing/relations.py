@@ -24,7 +24,7 @@ from .tokens import TokenizedEdit, columns, leading
 
 logger = logging.get_logger(__name__)
 
-VERSION = 4  # of what is kept; to be raised with every change to how it comes about
+VERSION = 5  # of what is kept; to be raised with every change to how it comes about
 
 
 @torch.no_grad()
@@ -111,7 +111,10 @@ def fit_relations(
 
 
 def tokens_of_sentences(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Tokens that end a question, that end any sentence, and that begin a capitalised word behind another one."""
+    """
+    Tokens that end a question, that end any sentence, and with which a name goes on: those that begin a capitalised word
+    behind another one, or go on with the word itself, be it not by the s of a genitive or a plural.
+    """
     texts = [text.rstrip(" ") for text in tokenizer.batch_decode([[token] for token in range(len(tokenizer))])]
     special = set(tokenizer.all_special_ids)
     # By itself, a token of SentencePiece is decoded without the space before it.
@@ -123,8 +126,14 @@ def tokens_of_sentences(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[in
         "stops": [
             token for token, text in enumerate(texts) if text.endswith(("?", ".", "!", "\n")) or token in special
         ],
-        "capitals": [token for token, text in enumerate(behind) if text[:1] == " " and text[1:2].isupper()],
+        "continuing": [token for token, text in enumerate(behind) if goes_on(text)],
     }
+
+
+def goes_on(text: str) -> bool:
+    """Whether a name goes on with a text right behind it, in a script that has capitals."""
+    is_cased = text[:1].lower() != text[:1].upper()
+    return text[:1] == " " and text[1:2].isupper() or text != "s" and (is_cased or text[:1].isdigit())
 
 
 def relation_keys(

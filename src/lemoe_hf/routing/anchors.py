@@ -232,9 +232,13 @@ class Anchors(Frozen):
 
     def span(self, edit: int) -> list[int]:
         """Tokens of the prompt of one edit, in order, as it was first spelled."""
-        anchor = int((self.is_prompt & (self.edit == edit)).nonzero()[0])
-        end = int(self.lengths[: anchor + 1].sum())
-        return self.tokens[end - int(self.lengths[anchor]) : end].tolist()
+        return self._prompts(edit)[0]
+
+    def _prompts(self, edit: int) -> list[list[int]]:
+        """Tokens of the prompt of one edit, in each of its spellings."""
+        ends = self.lengths.cumsum(0)
+        own = (self.is_prompt & (self.edit == edit)).nonzero().flatten()
+        return [self.tokens[ends[i] - self.lengths[i] : ends[i]].tolist() for i in own]
 
     def prompt_tokens(self, edit: int) -> set[int]:
         """Tokens of the prompt of one edit, in any spelling."""
@@ -242,7 +246,7 @@ class Anchors(Frozen):
         return set(self.tokens[torch.repeat_interleave(own, self.lengths.long())].tolist())
 
     def route(
-        self, ids: torch.Tensor, threshold: float | None = None, capitals: torch.Tensor | None = None
+        self, ids: torch.Tensor, threshold: float | None = None, continuing: torch.Tensor | None = None
     ) -> list[list[Match]]:
         """
         Choose, for each prompt, the matches that count, in the order in which they take effect.
@@ -255,13 +259,13 @@ class Anchors(Frozen):
         Args:
             ids (`torch.Tensor` of shape `(b, t)`): As for [`Anchors.find`].
             threshold (`float`, *optional*): As for [`Anchors.find`].
-            capitals (`torch.Tensor`, *optional*):
-                Tokens that begin a capitalised word. A subject with one of them behind it is the beginning of a longer name,
-                unless it goes on so in the edit's own prompt: Miami Vice is not Miami.
+            continuing (`torch.Tensor`, *optional*):
+                Tokens with which a name goes on. A subject with one of them behind it is the beginning of a longer name,
+                unless it goes on so in the edit's own prompt: neither Miami Vice is Miami, nor Bernardo Bern.
         """
         found = self.find(ids, threshold)
-        if capitals is not None and any(found):
-            found = self._without_longer_names(found, ids, capitals)
+        if continuing is not None and any(found):
+            found = self._without_longer_names(found, ids, continuing)
         routes = []
         for row, matches in enumerate(found):
             tokens = set(ids[row].tolist()) if len(matches) > 1 else set()
@@ -279,18 +283,23 @@ class Anchors(Frozen):
         return routes
 
     def _without_longer_names(
-        self, found: list[list[Match]], ids: torch.Tensor, capitals: torch.Tensor
+        self, found: list[list[Match]], ids: torch.Tensor, continuing: torch.Tensor
     ) -> list[list[Match]]:
-        begins = torch.isin(ids, capitals.to(ids)).tolist()
+        goes_on = torch.isin(ids, continuing.to(ids)).tolist()
 
-        def goes_on(match: Match, row: int) -> bool:
-            if match.is_prompt or not any(begins[row][match.last + 1 : match.last + 2]):
+        def is_beginning(match: Match, row: int) -> bool:
+            if match.is_prompt or not any(goes_on[row][match.last + 1 : match.last + 2]):
                 return False
-            own = torch.tensor(self.span(match.edit))
-            behind = own[1:][own[:-1] == int(ids[row, match.last])]
-            return not bool(torch.isin(behind, capitals.to(behind)).any())
+            name = ids[row, match.first : match.last + 1].tolist()
+            behind = [
+                prompt[i + len(name)]
+                for prompt in self._prompts(match.edit)
+                for i in range(len(prompt) - len(name))
+                if prompt[i : i + len(name)] == name
+            ]
+            return not bool(torch.isin(torch.tensor(behind).to(continuing), continuing).any())
 
-        return [[match for match in matches if not goes_on(match, row)] for row, matches in enumerate(found)]
+        return [[match for match in matches if not is_beginning(match, row)] for row, matches in enumerate(found)]
 
     def _rank(self, match: Match, tokens: set[int]) -> tuple[float, bool, int, int]:
         if match.is_prompt:

@@ -41,7 +41,7 @@ def route(
     Returns:
         The [`Route`], or `None` where every row is deferred.
     """
-    rows = anchors.route(ids, threshold, None if relations is None else relations.capitals)
+    rows = anchors.route(ids, threshold, None if relations is None else relations.continuing)
     slots = max((len(row) for row in rows), default=0)
     if slots == 0:
         return None

@@ -105,8 +105,8 @@ class Relations(Frozen):
     `n` reference prompts kept; `e` edits; `m` tokens.
 
     Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (2; for questions and for statements), `marks`
-    (m; the tokens that end a question), `stops` (those that end any sentence), `capitals` (those that begin a capitalised
-    word), `keys` (e, k), `edit` (e), `threshold` (e).
+    (m; the tokens that end a question), `stops` (those that end any sentence), `continuing` (those with
+    which a name goes on), `keys` (e, k), `edit` (e), `threshold` (e).
     """
 
     sizes = (
@@ -114,7 +114,7 @@ class Relations(Frozen):
         "num_relation_prompts",
         "num_relation_marks",
         "num_relation_stops",
-        "num_relation_capitals",
+        "num_relation_continuing",
         "num_relation_keys",
     )
     num_directions = 48
@@ -125,7 +125,7 @@ class Relations(Frozen):
     thresholds: torch.Tensor
     marks: torch.Tensor
     stops: torch.Tensor
-    capitals: torch.Tensor
+    continuing: torch.Tensor
     keys: torch.Tensor
     edit: torch.Tensor
     threshold: torch.Tensor
@@ -136,7 +136,7 @@ class Relations(Frozen):
         num_prompts: int = 0,
         num_marks: int = 0,
         num_stops: int = 0,
-        num_capitals: int = 0,
+        num_continuing: int = 0,
         num_keys: int = 0,
     ):
         super().__init__()
@@ -146,7 +146,7 @@ class Relations(Frozen):
         self.register_buffer("thresholds", torch.zeros(2))
         self.register_buffer("marks", torch.zeros(num_marks, dtype=torch.int32))
         self.register_buffer("stops", torch.zeros(num_stops, dtype=torch.int32))
-        self.register_buffer("capitals", torch.zeros(num_capitals, dtype=torch.int32))
+        self.register_buffer("continuing", torch.zeros(num_continuing, dtype=torch.int32))
         self.register_buffer("keys", torch.zeros(num_keys, self.num_directions, dtype=torch.bfloat16))
         self.register_buffer("edit", torch.zeros(num_keys, dtype=torch.int32))
         self.register_buffer("threshold", torch.zeros(num_keys))

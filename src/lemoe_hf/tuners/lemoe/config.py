@@ -111,7 +111,7 @@ class LEMoEConfig(PeftConfig):
         num_experts (`int`): Committed experts in the bank.
         num_open_experts (`int`): Experts in training.
         num_anchors (`int`), num_anchor_tokens (`int`), num_ledger_bytes (`int`), num_router_anchors (`int`), and
-        num_relation_features, num_relation_prompts, num_relation_marks, num_relation_stops, num_relation_capitals,
+        num_relation_features, num_relation_prompts, num_relation_marks, num_relation_stops, num_relation_continuing,
         num_relation_keys (`int`):
             Sizes of what is stored beside them.
         output_scale (`float`, *optional*):
@@ -160,7 +160,7 @@ class LEMoEConfig(PeftConfig):
     num_relation_prompts: int = 0
     num_relation_marks: int = 0
     num_relation_stops: int = 0
-    num_relation_capitals: int = 0
+    num_relation_continuing: int = 0
     num_relation_keys: int = 0
     output_scale: Optional[float] = None
     base_model_fingerprint: Optional[str] = None

@@ -25,7 +25,7 @@ def write_sizes(layer: LEMoELayer, adapter_name: str) -> None:
     config.num_ledger_bytes = len(layer.lemoe_ledger[adapter_name].bytes)
     if adapter_name in layer.lemoe_relations:
         relations = layer.lemoe_relations[adapter_name]
-        tokens = (relations.marks, relations.stops, relations.capitals)
+        tokens = (relations.marks, relations.stops, relations.continuing)
         tensors = (relations.mean, relations.cohort, *tokens, relations.keys)
         for name, tensor in zip(Relations.sizes, tensors, strict=True):
             setattr(config, name, len(tensor))
