@@ -2,8 +2,9 @@
 
     python benchmarks/subjects.py --data zsre_1000.jsonl counterfact_3000.jsonl
 
-- `goes_on`: prompts and rephrasings with a capitalised word behind their own subject, and unrelated prompts with one behind
-  the subject of any edit: the former would be lost, and the latter are saved, by taking such a subject for a longer name.
+- `goes_on`: prompts and rephrasings whose own subject goes on, by a capitalised word (`word`) or within its last word
+  (`letters`), and unrelated prompts in which that of any edit does: the former would be lost, and the latter are saved, by
+  taking such a subject for a longer name.
 - `named`: edits whose subject, were it not given, would be taken to be the same.
 - `shared`: rephrasings whose subject has several records. `right` tells how many of them would find their own record, and
   `same_target` one with the same target, if the record were the one with the most similar prompt, the latest, or any (what is
@@ -24,14 +25,13 @@ from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from lifelong import names_of
 from report import RESULTS, command, write
 
 from lemoe_hf import Edit, read_edits
 from routing import words
 
 
-CAPITAL = re.compile(r"\s+[A-Z]")
+GOES_ON = {"word": r"\s+[A-Z]", "letters": r"(?!s\b)[^\W_]"}
 
 
 def overlap(one: set[str], other: set[str]) -> float:
@@ -52,18 +52,22 @@ NEAREST: dict[str, Callable[[str, str], float]] = {
 }
 
 
-def goes_on(edits: list[Edit]) -> dict[str, int]:
+def goes_on(edits: list[Edit]) -> dict:
     own = [(text, edit.subject) for edit in edits for text in (edit.prompt, *texts(edit, "rephrase")) if edit.subject]
     own = [(text, subject) for text, subject in own if subject in text]
     unrelated = [text for edit in edits for text in texts(edit, "locality")]
-    names = names_of(edits)
+    names = "|".join(re.escape(name) for name in sorted({edit.subject for edit in edits if edit.subject}))
     return {
         "prompts_and_rephrasings": len(own),
-        "of_own_subject": sum(bool(CAPITAL.match(text.rpartition(subject)[2])) for text, subject in own),
+        "of_own_subject": {
+            kind: sum(bool(re.match(behind, text.rpartition(subject)[2])) for text, subject in own)
+            for kind, behind in GOES_ON.items()
+        },
         "unrelated": len(unrelated),
-        "of_any_edit": sum(
-            any(CAPITAL.match(text[found.end() :]) for found in names.finditer(text)) for text in unrelated
-        ),
+        "of_any_edit": {
+            kind: sum(bool(re.search(rf"\b(?:{names}){behind}", text)) for text in unrelated)
+            for kind, behind in GOES_ON.items()
+        },
     }
 
 
