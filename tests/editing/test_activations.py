@@ -229,6 +229,23 @@ def test_keys_and_values_are_reused_up_to_the_attention_window():
     assert run(300, start=250)
 
 
+def test_whole_sequences_that_begin_alike_keep_their_beginning():
+    model, shared = model_in_training("llama"), list(range(100, 112))
+    samples = [
+        Sample([*shared, *sample.prompt], sample.target, len(shared) + sample.start, sample.expert)
+        for sample in SAMPLES
+    ]
+    losses = cached_losses(batch_for(model, samples, from_start=False))
+    torch.testing.assert_close(losses, plain_losses(model, samples), rtol=1e-4, atol=1e-4)
+
+
+def test_of_what_a_layer_returns_only_hidden_states_are_kept():
+    """Anything else has the rows and columns of the pass that it came from, and a step has others."""
+    batch = batch_for(model_in_training("bloom"), from_start=False)
+    assert len(batch.hidden) > 1
+    assert not any(each is not None for each in batch.hidden[1:])
+
+
 def test_building_a_batch_leaves_no_hook_when_it_fails(monkeypatch):
     model = model_in_training("llama")
     blocks = structure.find_stack(model.base_model.model)[1]

@@ -236,9 +236,8 @@ class Anchors(Frozen):
 
     def _prompts(self, edit: int) -> list[list[int]]:
         """Tokens of the prompt of one edit, in each of its spellings."""
-        ends = self.lengths.cumsum(0)
-        own = (self.is_prompt & (self.edit == edit)).nonzero().flatten()
-        return [self.tokens[ends[i] - self.lengths[i] : ends[i]].tolist() for i in own]
+        first, own = self.index()["offset"], (self.is_prompt & (self.edit == edit)).nonzero().flatten()
+        return [self.tokens[first[i] : first[i] + self.lengths[i]].tolist() for i in own]
 
     def prompt_tokens(self, edit: int) -> set[int]:
         """Tokens of the prompt of one edit, in any spelling."""
