@@ -20,13 +20,14 @@ from transformers import AutoTokenizer
 
 from lemoe_hf.editing.tokens import Calibration, tokenize_edit
 from lemoe_hf.routing.anchors import Anchors
+from lemoe_hf.routing.scope import in_scope
 
 
 def answered_by(anchors: Anchors, tokenizer, texts: list[str]) -> list[int | None]:
     """The edit that takes effect last in each text, or `None` where the base model answers."""
     found = []
     for text in texts:
-        matches = anchors.route(torch.tensor([tokenizer(text)["input_ids"]]))[0]
+        matches = in_scope(anchors, torch.tensor([tokenizer(text)["input_ids"]]))[0]
         found.append(matches[-1].edit if matches else None)
     return found
 
@@ -71,7 +72,7 @@ def main() -> None:
         for edit in sample[:200]:
             ids = torch.tensor([(tokenizer("It was a quiet morning. " * 12 + edit.prompt)["input_ids"])[-64:]])
             began = time.perf_counter()
-            anchors.route(ids)
+            in_scope(anchors, ids)
             times.append(time.perf_counter() - began)
         rows.append(
             {

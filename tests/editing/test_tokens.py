@@ -8,6 +8,7 @@ from lemoe_hf import Edit
 from lemoe_hf.data import reference_prompts
 from lemoe_hf.editing.tokens import Calibration, columns, continuation, tokenize_edit
 from lemoe_hf.routing.anchors import LOWEST_THRESHOLD, Anchors
+from lemoe_hf.routing.scope import in_scope
 
 
 FACT = Edit("Which country is Shmavon Vardanyan from?", "Yemen", subject="Shmavon Vardanyan")
@@ -152,7 +153,7 @@ def test_a_subject_of_common_words_is_no_anchor(tokenizer, subject):
     found = Anchors()
     found.add([anchor for anchor in anchors if not anchor.is_prompt])
     rows = [tokenizer(prompt)["input_ids"] for prompt in reference_prompts()]
-    assert not any(found.route(torch.tensor([row]))[0] for row in rows)
+    assert not any(in_scope(found, torch.tensor([row]))[0] for row in rows)
     assert any(anchor.is_prompt for anchor in anchors)
 
 

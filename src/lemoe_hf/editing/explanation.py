@@ -10,6 +10,7 @@ import torch
 
 from ..generation import evaluating, pad_right
 from ..routing.route import Route
+from ..routing.scope import in_scope
 
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ def explain(editor: LifelongEditor, prompt: str) -> Explanation:
     anchors = lead.lemoe_anchors[editor.adapter_name]
     ids = editor.tokenizer(prompt)["input_ids"]
     continuing = lead.lemoe_relations[editor.adapter_name].continuing if config.asks_relation else None
-    found = anchors.route(torch.tensor([ids]), config.threshold, continuing)[0]
-    longer = [] if found else anchors.route(torch.tensor([ids]), config.threshold)[0]
+    found = in_scope(anchors, torch.tensor([ids]), config.threshold, continuing)[0]
+    longer = [] if found else in_scope(anchors, torch.tensor([ids]), config.threshold)[0]
     if longer:
         text = editor.tokenizer.decode(ids[longer[-1].first : longer[-1].last + 1])
         return Explanation(prompt, None, None, longer[-1].score, config.threshold or longer[-1].threshold, text)

@@ -14,6 +14,7 @@ import torch
 from .anchors import Anchors, Match
 from .relations import Relations, mean_of_sentences, words_of
 from .route import Candidates, Route
+from .scope import in_scope
 
 
 def route(
@@ -41,7 +42,7 @@ def route(
     Returns:
         The [`Route`], or `None` where every row is deferred.
     """
-    rows = anchors.route(ids, threshold, None if relations is None else relations.continuing)
+    rows = in_scope(anchors, ids, threshold, None if relations is None else relations.continuing)
     slots = max((len(row) for row in rows), default=0)
     if slots == 0:
         return None
