@@ -56,18 +56,14 @@ def main() -> None:
         order = plan_order(edits, model, tokenizer, by, args.step, args.seed)
         seconds = time.perf_counter() - began
         within, between = overlaps(keys, order.permutation, args.step)
-        rows.append(
-            {
-                "order": by,
-                "batches": len(order.batches),
-                "within": order.within,
-                "between": order.between,
-                "gap": order.gap,
-                "overlap_within": within,
-                "overlap_between": between,
-                "seconds": seconds,
-            }
-        )
+        measures = {
+            "within": order.within,
+            "between": order.between,
+            "gap": order.gap,
+            "overlap_within": within,
+            "overlap_between": between,
+        }
+        rows.append({"name": by, "batches": len(order.batches), "seconds": seconds, "measures": measures})
         print(rows[-1], flush=True)
     report = {
         "command": command(),

@@ -49,6 +49,10 @@ COLUMNS = {
     "first batch, Rel right after": "first_batch_reliability_then",
     "at the end": "first_batch_reliability",
     "Rel of the last batch": "last_batch_reliability",
+    "cosine within": "within",
+    "between": "between",
+    "overlap within": "overlap_within",
+    "overlap between": "overlap_between",
 }
 TABLE = re.compile(r"(?<=<!-- results: )(.+)( -->\n)((?:\|.*\n)+)")
 
