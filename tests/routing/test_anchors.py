@@ -54,3 +54,10 @@ def test_span_gives_back_an_edits_prompt():
     anchors = bank(subject([2, 3], 0), prompt([1, 2, 3], 0), prompt([4, 5], 1))
     assert anchors.span(0) == [1, 2, 3]
     assert anchors.span(1) == [4, 5]
+
+
+def test_prompts_of_an_edit_are_found_in_each_spelling_in_whatever_order_edits_came():
+    anchors = bank(prompt([7], 4), subject([8], 2), prompt([1, 2], 2), prompt([5], 3), prompt([3, 2, 6], 2))
+    assert [anchors.prompts(edit) for edit in (1, 2, 3, 4, 5)] == [[], [[1, 2], [3, 2, 6]], [[5]], [[7]], []]
+    anchors.remove(2)
+    assert [anchors.prompts(edit) for edit in (2, 3, 4)] == [[], [[5]], [[7]]]

@@ -123,6 +123,11 @@ def test_of_two_edits_of_one_subject_the_one_with_the_nearer_prompt_counts():
     assert edits_of(anchors, [[9, 1, 7, 8], [9, 3, 7, 8], [9, 9, 7, 8]]) == [[0], [1], [1]]
 
 
+def test_of_two_edits_of_one_subject_any_spelling_of_the_prompt_counts():
+    anchors = bank(prompt([1, 7], 0), prompt([4, 7], 0), subject([7], 0), prompt([2, 7], 1), subject([7], 1))
+    assert edits_of(anchors, [[4, 3, 7], [1, 3, 7], [2, 3, 7], [3, 3, 7]]) == [[0], [0], [1], [1]]
+
+
 LATER = {
     "same subject": [prompt([4, 5, 7, 8], 1), subject([7, 8], 1)],
     "a subject within": [prompt([3, 8], 1), subject([8], 1)],

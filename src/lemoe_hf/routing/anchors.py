@@ -139,7 +139,7 @@ class Anchors(Frozen):
         self._index = None
 
     def index(self) -> dict[str, torch.Tensor]:
-        """The anchors sorted by their rarest token, built when first needed."""
+        """The anchors sorted by their rarest token, and by their edit, built when first needed."""
         if self._index is None:
             lengths = self.lengths.long()
             ends = lengths.cumsum(0)
@@ -151,12 +151,15 @@ class Anchors(Frozen):
                 0, owner[is_rarest], position[is_rarest], "amin"
             )
             rarest, order = rarest.sort()
+            edit, of_edit = self.edit.sort(stable=True)
             self._index = {
                 "rarest": rarest,
                 "order": order,
                 "offset": ends - lengths,
                 "column": first - (ends - lengths),
                 "length": lengths,
+                "edit": edit,
+                "of_edit": of_edit,
             }
         return self._index
 
@@ -236,10 +239,9 @@ class Anchors(Frozen):
 
     def prompts(self, edit: int) -> list[list[int]]:
         """Tokens of the prompt of one edit, in each of its spellings."""
-        first, own = self.index()["offset"], (self.is_prompt & (self.edit == edit)).nonzero().flatten()
-        return [self.tokens[first[i] : first[i] + self.lengths[i]].tolist() for i in own]
-
-    def prompt_tokens(self, edit: int) -> set[int]:
-        """Tokens of the prompt of one edit, in any spelling."""
-        own = self.is_prompt & (self.edit == edit)
-        return set(self.tokens[torch.repeat_interleave(own, self.lengths.long())].tolist())
+        index = self.index()
+        low, high = torch.searchsorted(index["edit"], index["edit"].new_tensor([edit, edit + 1])).tolist()
+        own = index["of_edit"][low:high]
+        own = own[self.is_prompt[own]]
+        first, length = index["offset"][own].tolist(), index["length"][own].tolist()
+        return [self.tokens[i : i + n].tolist() for i, n in zip(first, length, strict=True)]

@@ -73,4 +73,5 @@ def rank(anchors: Anchors, match: Match, tokens: set[int]) -> tuple[float, bool,
     """By what one of several matches of the same span comes before the others; `tokens` are those of the prompt."""
     if match.is_prompt:
         return match.score, True, 0, match.edit
-    return match.score, False, len(anchors.prompt_tokens(match.edit) & tokens), match.edit
+    prompt = set().union(*anchors.prompts(match.edit))
+    return match.score, False, len(prompt & tokens), match.edit
