@@ -18,6 +18,9 @@ FFN_NAME = re.compile(
 NOT_FFN_NAME = re.compile(r"norm|^ln|_ln|attn|attention|dropout|drop$|gate$|router|^post_|_hc$|hyper_connection")
 FFN_OUTPUT_NORM = re.compile(r"^post_(feed_?forward|mlp|ffn|moe)_?(layer)?norm$|^post_norm2$")
 
+# What a model may call its cache: since transformers 5.24, before that, and before that in state-space models.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+
 UNSUITABLE = {
     "reformer": "its reversible layers run again in the backward pass, and only in training mode",
     "xlnet": "it reads a text in any order, and its layers keep columns before rows",
@@ -184,3 +187,8 @@ def fingerprint(model: nn.Module) -> str:
 def accepted_by(root: nn.Module) -> set[str]:
     """Names of what a forward pass can be given."""
     return set(inspect.signature(root.forward).parameters)
+
+
+def cache_argument(root: nn.Module) -> str | None:
+    """Under which name a forward pass takes its cache; `None` where it takes none."""
+    return next((name for name in CACHE_NAMES if name in accepted_by(root)), None)

@@ -20,6 +20,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from .. import structure
 from ..generation import pad_right
 from ..routing.context import RoutingContext
+from ..routing.forward_pass import cache_in
 from ..routing.route import Route
 from ..tuners.lemoe.layer import LEMoELayer
 from .hooks import replaced_forward, seeing_only
@@ -108,7 +109,7 @@ class CachedBatch:
             stack.enter_context(seeing_only(self.root.get_output_embeddings(), FIRST_COLUMN))
             cache = None
             if shared:
-                cache = self.root(input_ids=ids[:1, :shared], use_cache=True).past_key_values
+                cache = cache_in(self.root(input_ids=ids[:1, :shared], use_cache=True))
                 cache.batch_repeat_interleave(len(ids))
             if self.blocks:
                 record = self.blocks[-1].register_forward_hook(
@@ -121,9 +122,10 @@ class CachedBatch:
             hidden = recorded["output"] if isinstance(recorded["output"], torch.Tensor) else recorded["output"][0]
             column = (self.position - shared)[:, :, None].expand(-1, -1, hidden.shape[-1])
             self._set_hidden(recorded["output"], hidden.gather(1, column))
-        layers = getattr(output.past_key_values, "layers", []) if self.from_start else []
+        cache = cache_in(output)
+        layers = getattr(cache, "layers", []) if self.from_start else []
         if layers and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-            self.cache = output.past_key_values
+            self.cache = cache
             del self.cache.lemoe_state  # a step of one token would be taken for decoding
             width = self.past.shape[1]
             for i, layer in enumerate(layers):
@@ -241,7 +243,7 @@ class CachedBatch:
         # Positions are told, as `generate` does: RoBERTa would count them otherwise.
         given = {"position_ids": position} if self.takes_positions else {}
         if self.from_start:
-            given["past_key_values"] = cache
+            given[structure.cache_argument(self.root)] = cache
         return self.root(input_ids=ids, attention_mask=mask.long(), use_cache=self.from_start, **given)
 
     def losses(self, logits: torch.Tensor) -> torch.Tensor:

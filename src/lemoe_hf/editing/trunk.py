@@ -92,7 +92,7 @@ def reusable(root: nn.Module, context: RoutingContext, samples: list[Sample], pa
 
     if tried(from_start=False) is None:
         return False, 0.0
-    takes_cache = {"past_key_values", "position_ids"} <= structure.accepted_by(root)
+    takes_cache = structure.cache_argument(root) is not None and "position_ids" in structure.accepted_by(root)
     batch = tried(from_start=True) if takes_cache else None
     if batch is None or batch.cache is None:
         return True, 0.0

@@ -141,8 +141,7 @@ class RoutingContext:
         elif state is not None and tokens.shape[1] == 1 and state.awaited <= 0:
             rows = tokens.shape[0]  # the caller may have repeated those of the cache
             self.routes = {name: route and route.repeat(rows).final for name, route in state.routes.items()}
-            if cache is kwargs.get("cache_params"):
-                state.columns += 1
+            state.columns += 1
         else:
             self._prefill(root, inputs, tokens, cache, state)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..structure import CACHE_NAMES
 from .route import Route
 
 
@@ -32,8 +33,8 @@ class CacheState:
 
 
 def cache_in(holder) -> object | None:
-    """The cache among the arguments of a forward pass, or in its output; state-space models call theirs otherwise."""
-    for name in ("past_key_values", "cache_params"):
+    """The cache among the arguments of a forward pass, or in its output."""
+    for name in CACHE_NAMES:
         cache = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
         if cache is not None:
             return cache
