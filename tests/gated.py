@@ -10,13 +10,13 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from lemoe_hf.routing.route import Route
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from lemoe_hf import LEMoEConfig
 from lemoe_hf.editing.relations import prompt_features
 from lemoe_hf.routing.relations import LabelledPrompts, Relations
-from lemoe_hf.routing.route import Route
 from tiny import PAD, logits, prompts_of, put_edits, tiny
 
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from lemoe_hf.routing.route import Route
 
 from lemoe_hf import structure
 from lemoe_hf.editing.activations import CachedBatch
 from lemoe_hf.editing.samples import Sample
 from lemoe_hf.editing.trunk import Trunk, reusable
 from lemoe_hf.generation import pad_right
-from lemoe_hf.routing.route import Route
 from tiny import CONFIGS, PAD, edited, prompts_of, put_edits
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from lemoe_hf.routing.route import NEAR
 from peft import PeftModel
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -19,7 +20,6 @@ from lemoe_hf.editing import editor as editor_module
 from lemoe_hf.editing import relations as learning
 from lemoe_hf.editing.relations import digest, prompt_features, subject_columns
 from lemoe_hf.routing.relations import words_of
-from lemoe_hf.routing.route import NEAR
 from tiny import PAD, adapter_state, assert_same, logits
 
 

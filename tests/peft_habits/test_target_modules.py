@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lemoe_hf.routing.route import Route
 from peft import PeftModel
 from torch import nn
 
 from lemoe_hf import LEMoEConfig, LEMoELayer
 from lemoe_hf.routing.context import RoutingContext
-from lemoe_hf.routing.route import Route
 from tiny import edited, logits, prompts_of, put_edits, tiny, unrelated
 
 

@@ -7,11 +7,11 @@ import pickle
 
 import pytest
 import torch
+from lemoe_hf.routing.route import Route
 from transformers import DynamicCache
 
 from gated import A, clear, gated, generate, put_asked
 from lemoe_hf.routing.context import RoutingContext
-from lemoe_hf.routing.route import Route
 from tiny import PAD, edited, logits, prompts_of, put_edits, tiny, unrelated
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from lemoe_hf.routing.route import Candidates, Route
 
 

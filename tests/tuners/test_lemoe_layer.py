@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-
 from lemoe_hf.routing.route import Route
+
 from lemoe_hf.tuners.lemoe.experts import Experts
 from lemoe_hf.tuners.lemoe.ledger import Bytes
 from tiny import FAMILIES, HIDDEN, assert_same, edited, logits, prompts_of, put_edits, tiny

@@ -19,9 +19,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from .. import structure
 from ..generation import pad_right
+from ..routing.cached import cache_in
 from ..routing.context import RoutingContext
-from ..routing.forward_pass import cache_in
-from ..routing.route import Route
+from ..routing.passes import Acting
 from ..tuners.lemoe.layer import LEMoELayer
 from .hooks import replaced_forward, seeing_only
 from .samples import Sample
@@ -105,7 +105,7 @@ class CachedBatch:
         shared = shared if shared >= SHARED_PREFIX else 0
         recorded: dict[str, object] = {}
         with ExitStack() as stack:
-            stack.enter_context(self.context.pinned({}))
+            stack.enter_context(self.context.imposed({}))
             stack.enter_context(seeing_only(self.root.get_output_embeddings(), FIRST_COLUMN))
             cache = None
             if shared:
@@ -126,7 +126,6 @@ class CachedBatch:
         layers = getattr(cache, "layers", []) if self.from_start else []
         if layers and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
             self.cache = cache
-            del self.cache.lemoe_state  # a step of one token would be taken for decoding
             width = self.past.shape[1]
             for i, layer in enumerate(layers):
                 # The lower layers do not run again: of what they cached nothing is asked but its length.
@@ -208,29 +207,35 @@ class CachedBatch:
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return cache
 
-    def route(self, adapter_name: str, num_committed: int, gates: torch.Tensor | None = None) -> Route:
-        """Every sample through its own expert in training, with `gates` of shape `(b,)` or 1."""
-        start = self.start - self.first
-        gates = torch.ones_like(self.start, dtype=torch.float32) if gates is None else gates
-        return Route(
-            experts=(num_committed + self.expert)[:, None],
-            gates=gates[:, None],
-            start=start[:, None],
-            end=torch.full_like(start, Route.ENDLESS)[:, None],
-            num_committed=num_committed,
+    def acting(
+        self, num_committed: int, experts: torch.Tensor | None = None, gates: torch.Tensor | None = None
+    ) -> Acting:
+        """Every sample through its own expert in training, or through `experts` with `gates`, both of shape `(b, s)`."""
+        experts = (num_committed + self.expert)[:, None] if experts is None else experts
+        gates = torch.ones_like(experts, dtype=torch.float32) if gates is None else gates
+        column = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+        row = torch.arange(len(self.ids), device=self.ids.device)[:, None].expand_as(self.ids)
+        acts = column >= (self.start - self.first)[:, None]
+        return Acting(
+            row,
+            column,
+            experts,
+            gates[:, :, None] * acts[:, None],
+            acts,
+            self.ids.shape[1],
+            num_committed,
             uses_open=True,
-            last_start=-1 if self.from_start else Route.ENDLESS,
         )
 
-    def logits(self, routes: dict[str, Route]) -> torch.Tensor:
+    def logits(self, acting: dict[str, Acting]) -> torch.Tensor:
         """Logits of shape `(n, v)` at the `n` target tokens of all samples, one sample after the other."""
         if not self.reuse:
-            with self.context.pinned(routes):
+            with self.context.imposed(acting):
                 logits = self._forward(self.ids, self.valid, self.position).logits
             return logits[:, -self.ids.shape[1] :][self.is_target]  # CPM-Ant has columns of its own before
         mask = torch.cat([self.past, self.valid], 1) if self.from_start else self.valid
         with ExitStack() as stack:
-            stack.enter_context(self.context.pinned(routes))
+            stack.enter_context(self.context.imposed(acting))
             for block in self.blocks:
                 stack.enter_context(replaced_forward(block, self.hidden))
             stack.enter_context(seeing_only(self.root.get_output_embeddings(), self.is_target))

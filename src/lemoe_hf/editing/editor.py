@@ -28,7 +28,7 @@ from .arguments import EditingArguments
 from .explanation import Explanation, explain
 from .parallel import processes, train_by_all_processes
 from .push import push_model
-from .relations import fit_relations, relation_keys
+from .relations import fit_relations, learn_vocabulary, relation_keys
 from .result import EditResult
 from .samples import Sample, samples_of
 from .save import save_adapter
@@ -175,8 +175,13 @@ class LifelongEditor:
         with evaluating(self.root):
             if self.config.normalize and self.config.output_scale is None:
                 self._set_output_scale()
+            vocabulary = self._lead.vocabulary(self.adapter_name)
+            if not vocabulary.is_known:
+                learn_vocabulary(vocabulary, self.tokenizer)
             if self._relations is not None and not self._relations.is_fitted:
-                fit_relations(self._relations, self.root, self.tuner.context, self.adapter_name, self.tokenizer)
+                fit_relations(
+                    self._relations, vocabulary, self.root, self.tuner.context, self.adapter_name, self.tokenizer
+                )
 
     def _set_output_scale(self) -> None:
         scale = output_scale(self.root, self.tuner.context, self._lead, self.tokenizer)
@@ -220,6 +225,11 @@ class LifelongEditor:
         try:
             anchors, entries = self._to_store(step, tokenized)
             keys = self._keys(anchors, entries, tokenized)
+            targets = [
+                (entry["id"], target)
+                for entry, item in zip(entries, tokenized, strict=True)
+                for target in item.targets
+            ]
             if self._shares_out:
                 outcome = train_by_all_processes(
                     layers, name, len(tokenized), lambda mine: self._train([tokenized[i] for i in mine])[0]
@@ -239,9 +249,9 @@ class LifelongEditor:
             bank = layers[0].lemoe_router_bank[name]
             bank.remember(batch.anchors, len(bank.keys) + batch.expert)
         if step.fills:
-            self.tuner.commit(anchors, entries, name)
+            self.tuner.commit(anchors, entries, name, targets)
         else:
-            self.tuner.store(anchors, entries, name)
+            self.tuner.store(anchors, entries, name, targets)
         if keys is not None:
             layers[0].remember(name, *keys)
         return [
@@ -267,7 +277,7 @@ class LifelongEditor:
         if self.config.routing == "kv_anchor":
             prompts = [sample.prompt for sample in samples]
             ids, _ = pad_right(prompts, -1, batch.start.device)
-            batch.anchors = self._router.anchors_of(self.root, ids, {})
+            batch.anchors = self._router.anchors_of(self.root, ids)
             if self.config.router_replay:
                 batch.replayed = self._lead.lemoe_router_bank[name].others(batch.anchors)
         return train_experts(self.tuner, name, batch, self.arguments), batch
@@ -303,15 +313,16 @@ class LifelongEditor:
 
     def _keys(
         self, anchors: list[Anchor], entries: list[dict], tokenized: list[TokenizedEdit]
-    ) -> tuple[list[int], torch.Tensor, torch.Tensor] | None:
-        """Of the edits that are found by a subject: their ids, what they are about, and whether they are questions."""
+    ) -> tuple[list[int], torch.Tensor] | None:
+        """Of the edits that are found by a subject: their ids, and what they are about."""
         relations, pad = self._relations, self.tokenizer.pad_token_id
         by_subject = {anchor.edit for anchor in anchors if not anchor.is_prompt}
         items = [item for entry, item in zip(entries, tokenized, strict=True) if entry["id"] in by_subject]
         if relations is None or not items:
             return None
-        keys = relation_keys(relations, self.root, self.tuner.context, self.adapter_name, items, pad)
-        return sorted(by_subject), *keys
+        vocabulary = self._lead.vocabulary(self.adapter_name)
+        keys = relation_keys(relations, vocabulary, self.root, self.tuner.context, self.adapter_name, items, pad)
+        return sorted(by_subject), keys
 
     # ------------------------------------------------------------------------------------------------ looking and undo
 

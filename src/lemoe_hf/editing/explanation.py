@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..generation import evaluating, pad_right
-from ..routing.route import Route
-from ..routing.scope import in_scope
+from ..routing.text import Question, Text
 
 
 if TYPE_CHECKING:
@@ -86,61 +85,58 @@ def explain(editor: LifelongEditor, prompt: str) -> Explanation:
     if not isinstance(prompt, str):
         raise TypeError(f"One prompt is explained at a time, and it is a text; got {prompt!r:.100}.")
     editor.check_active()
-    config, lead = editor.config, editor.tuner.lemoe_layers(editor.adapter_name)[0]
-    anchors = lead.lemoe_anchors[editor.adapter_name]
+    config, anchors = (
+        editor.config,
+        editor.tuner.lemoe_layers(editor.adapter_name)[0].lemoe_anchors[editor.adapter_name],
+    )
     ids = editor.tokenizer(prompt)["input_ids"]
-    continuing = lead.lemoe_relations[editor.adapter_name].continuing if config.asks_relation else None
-    found = in_scope(anchors, torch.tensor([ids]), config.threshold, continuing)[0]
-    longer = [] if found else in_scope(anchors, torch.tensor([ids]), config.threshold)[0]
-    if longer:
-        text = editor.tokenizer.decode(ids[longer[-1].first : longer[-1].last + 1])
-        return Explanation(prompt, None, None, longer[-1].score, config.threshold or longer[-1].threshold, text)
-    if not found:
-        expert = next(reversed(acting(routed(editor, [ids]))), None) if config.routing == "kv_anchor" else None
+    ((text, questions),) = looked_at(editor, [ids])
+    expert = next(reversed(acting(text)), None)
+    asked = {
+        option.edit: (option.name, score, option.threshold)
+        for question in questions
+        for option, score in zip(question.options, question.scores, strict=True)
+    }
+    found = text.found or anchors.find(torch.tensor([ids]), config.threshold)[0]
+    matches = [match for match in found if match.expert == expert]
+    if not matches and asked:  # of those that are not asked for, the one that comes nearest
+        nearest = max(asked, key=lambda edit: asked[edit][1] - asked[edit][2])
+        matches = [match for match in found if match.edit == nearest]
+    if not matches:
         near = max(anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
         if near is None:
             return Explanation(prompt, None, expert, 0.0, None, "")
-        return Explanation(prompt, None, expert, near.score, config.threshold or near.threshold, "")
-    route = routed(editor, [ids])
-    expert = next(reversed(acting(route)), None)
-    asked = asked_for(route)
-    matches = [each for match in reversed(found) for each in (match, *match.rivals)]
-    match = next((match for match in matches if match.expert == expert), None)
-    if match is None:  # of those that are not asked for, the one that comes nearest
-        match = max(matches, key=lambda match: asked.get(match.edit, (-torch.inf, 0.0))[0])
+        threshold = config.threshold or near.threshold
+        words = editor.tokenizer.decode(ids[near.first : near.last + 1]) if found else ""
+        return Explanation(prompt, None, expert, near.score, threshold, words)
+    match = max(matches, key=lambda match: (match.is_prompt, match.score, match.last))
     entry = next(entry for entry in editor.edits() if entry["id"] == match.edit)
-    text = editor.tokenizer.decode(ids[match.first : match.last + 1])
     entry = entry if entry["expert"] == expert else None
-    relation = asked.get(match.edit, (None, None))
+    words = editor.tokenizer.decode(ids[match.first : match.last + 1])
     threshold = match.threshold if match.is_prompt else config.threshold or match.threshold
-    return Explanation(prompt, entry, expert, match.score, threshold, text, *relation)
+    relation = (None, None)
+    if match.edit in asked and not match.is_prompt and asked[match.edit][2] > -torch.inf:
+        relation = asked[match.edit][1:]
+    return Explanation(prompt, entry, expert, match.score, threshold, words, *relation)
 
 
 @torch.no_grad()
-def routed(editor: LifelongEditor, prompts: Sequence[list[int]]) -> Route | None:
-    """
-    The route of a batch of prompts, given as tokens, when they have passed the model; `None` where all are deferred.
-    """
-    root, context = editor.root, editor.tuner.context
+def looked_at(editor: LifelongEditor, prompts: Sequence[list[int]]) -> list[tuple[Text, list[Question]]]:
+    """The texts of a batch of prompts, given as tokens, when they have passed the model, and what each was seen to ask."""
+    root, context, name = editor.root, editor.tuner.context, editor.adapter_name
     device = root.get_input_embeddings().weight.device
     # Padded on the right: a plain forward pass counts positions from the first column on.
     ids, mask = pad_right(prompts, editor.tokenizer.pad_token_id, device)
-    with evaluating(root), context.generation(root, (ids,), {"attention_mask": mask}):
+    with evaluating(root), context.generation(root, (ids,), {"attention_mask": mask}) as frame:
         root(input_ids=ids, attention_mask=mask, use_cache=False)
-        return context.pinned_routes.get(editor.adapter_name)
+    texts = frame.kept.texts.get(name, [Text() for _ in prompts])
+    of_pass = frame.last.passes.get(name) if frame.last is not None else None
+    questions = [asking.questions for asking in of_pass.askings] if of_pass is not None else [[] for _ in texts]
+    return list(zip(texts, questions, strict=True))
 
 
-def acting(route: Route | None, row: int = 0) -> list[int]:
-    """The experts that act when the prompt of a row is over."""
-    if route is None:
-        return []
-    return route.final.experts[row, route.final.gates[row] > 0].tolist()
-
-
-def asked_for(route: Route | None) -> dict[int, tuple[float, float]]:
-    """How surely the one prompt of a route asks for what edits of its subjects are about, and the threshold of each."""
-    if route is None or route.candidates is None:
-        return {}
-    columns = (route.candidates.edits, route.candidates.score, route.candidates.threshold)
-    rows = zip(*(tensor[0].flatten().tolist() for tensor in columns), strict=True)
-    return {edit: (score, threshold) for edit, score, threshold in rows if edit >= 0 and score > -torch.inf}
+def acting(text: Text) -> list[int]:
+    """The experts that act when a prompt is over."""
+    if text.mixed is not None:
+        return [expert for expert, gate in zip(text.mixed.experts, text.mixed.gates, strict=True) if gate > 0]
+    return [] if text.acting is None else [text.acting.expert]

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from ..generation import evaluating, pad_right
-from ..routing.context import RoutingContext
-from ..routing.forward_pass import first_tensor
+from ..routing.context import RoutingContext, first_tensor
 
 
 PROMPTS_AT_ONCE = 64
@@ -65,7 +64,7 @@ def recorded(
 
         with ExitStack() as stack:
             stack.enter_context(evaluating(root))
-            stack.enter_context(context.pinned({}))
+            stack.enter_context(context.imposed({}))
             for module in modules:
                 hook = (
                     module.register_forward_hook(after)

@@ -161,7 +161,7 @@ def anchors_of(model: PeftModel | PreTrainedModel, items: Sequence[TokenizedEdit
     for first in range(0, len(items), PROMPTS_AT_ONCE):
         ids, _ = pad_right([item.prompt for item in items[first : first + PROMPTS_AT_ONCE]], -1, device)
         with torch.no_grad():
-            found.append(KVRouter.anchors_of(model, ids, {}).float().cpu())
+            found.append(KVRouter.anchors_of(model, ids).float().cpu())
     return F.normalize(torch.cat(found), dim=-1)
 
 

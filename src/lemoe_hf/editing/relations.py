@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,14 +18,17 @@ from transformers.utils import logging
 
 from ..data.reference import reference_relations
 from ..routing.context import RoutingContext
-from ..routing.relations import TURNED_AWAY, LabelledPrompts, Relations, features_of, mean_of_sentences, words_of
+from ..routing.relations import TURNED_AWAY, LabelledPrompts, Relations, features_of, words_of
+from ..routing.router import words_beside
+from ..routing.text import Text
+from ..routing.vocabulary import COLON, CONTINUES, HEADER, MARK, SPECIAL, STOP, WORD, Vocabulary
 from .hooks import recorded
 from .tokens import TokenizedEdit, columns, leading
 
 
 logger = logging.get_logger(__name__)
 
-VERSION = 5  # of what is kept; to be raised with every change to how it comes about
+VERSION = 6  # of what is kept; to be raised with every change to how it comes about
 
 
 @torch.no_grad()
@@ -34,7 +38,7 @@ def prompt_features(
     adapter_name: str,
     prompts: Sequence[list[int]],
     subjects: Sequence[tuple[int, int]],
-    stops: torch.Tensor,
+    vocabulary: Vocabulary,
     pad: int,
 ) -> torch.Tensor:
     """
@@ -47,25 +51,32 @@ def prompt_features(
         adapter_name (`str`): The adapter, whose place decides which layers are looked at.
         prompts (`Sequence[list[int]]`): Their tokens.
         subjects (`Sequence[tuple[int, int]]`): First and last column of the subject of each.
-        stops (`torch.Tensor`): Tokens that end a sentence.
+        vocabulary ([`Vocabulary`]): What the tokens are.
         pad (`int`): The padding token.
     """
     embedding = root.get_input_embeddings()
     found: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
     for rows, ids, mask, hidden in recorded(root, context, context.taps[adapter_name], prompts, pad):
+        row = torch.arange(len(rows), device=ids.device)
         end = mask.sum(1) - 1
-        first, last = torch.tensor([subjects[i] for i in rows], device=ids.device)[..., None].unbind(1)
-        is_stop = torch.isin(ids, stops.to(ids)) & mask.bool()
-        words = words_of(embedding(ids))
-        words = mean_of_sentences(words, mask.bool(), is_stop, first, last, end[:, None, None])[:, 0, 0]
-        at_end = [states[torch.arange(len(rows), device=ids.device), end] for states in hidden]
-        for i, features in zip(rows, torch.cat([words, features_of(at_end)], -1), strict=True):
-            found[i] = features
+        at_end = features_of([states[row, end + states.shape[1] - ids.shape[1]] for states in hidden])
+        for i, features in zip(rows, at_end, strict=True):
+            spoken = words_beside(text_of(prompts[i], vocabulary), len(prompts[i]) - 1, subjects[i])
+            words = words_of(embedding(torch.tensor(spoken, dtype=torch.long, device=ids.device)))
+            found[i] = torch.cat([words.sum(0) / max(len(spoken), 1), features])
     return torch.stack(found)
+
+
+def text_of(tokens: Sequence[int], vocabulary: Vocabulary) -> Text:
+    """A text that is a prompt from its first token to its last."""
+    text = Text(ends={len(tokens) - 1}, prompt=len(tokens))
+    text.read(tokens, range(len(tokens)), vocabulary)
+    return text
 
 
 def fit_relations(
     relations: Relations,
+    vocabulary: Vocabulary,
     root: nn.Module,
     context: RoutingContext,
     adapter_name: str,
@@ -88,12 +99,10 @@ def fit_relations(
         return
     device = root.get_input_embeddings().weight.device
     relations.to(device)
-    for name, tokens in tokens_of_sentences(tokenizer).items():
-        setattr(relations, name, torch.tensor(tokens, dtype=torch.int32, device=device))
     subjects = [
         subject_columns(tokenizer, each.text, ids, each.subject) for each, ids in zip(labelled, prompts, strict=True)
     ]
-    features = prompt_features(root, context, adapter_name, prompts, subjects, relations.stops, tokenizer.pad_token_id)
+    features = prompt_features(root, context, adapter_name, prompts, subjects, vocabulary, tokenizer.pad_token_id)
     labels = [
         [each.relation for each in labelled],
         [each.kind for each in labelled],
@@ -110,10 +119,10 @@ def fit_relations(
         logger.warning(f"{path} cannot be written ({error}); the next new adapter learns the relations again.")
 
 
-def tokens_of_sentences(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+def learn_vocabulary(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> None:
     """
-    Tokens that end a question, that end any sentence, and with which a name goes on: those that begin a capitalised word
-    behind another one, or go on with the word itself, be it not by the s of a genitive or a plural.
+    Tell what every token is, by its text: which end a question, which any sentence, and with which a name goes on: those that
+    begin a capitalised word behind another one, or go on with the word itself, be it not by the s of a genitive or a plural.
     """
     texts = [text.rstrip(" ") for text in tokenizer.batch_decode([[token] for token in range(len(tokenizer))])]
     special = set(tokenizer.all_special_ids)
@@ -121,13 +130,36 @@ def tokens_of_sentences(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[in
     word = tokenizer(" a", add_special_tokens=False)["input_ids"][-1]
     length = len(tokenizer.decode([word]))
     behind = [text[length:] for text in tokenizer.batch_decode([[word, token] for token in range(len(tokenizer))])]
-    return {
-        "marks": [token for token, text in enumerate(texts) if text.endswith("?")],
-        "stops": [
-            token for token, text in enumerate(texts) if text.endswith(("?", ".", "!", "\n")) or token in special
-        ],
-        "continuing": [token for token, text in enumerate(behind) if goes_on(text)],
+    reply = reply_of(tokenizer)
+    names_speaker = {
+        one
+        for one, two in pairwise(reply)
+        if one in special and two not in special and any(map(str.isalnum, texts[two]))
     }
+    kinds = [
+        MARK * text.endswith("?")
+        | STOP * (text.endswith(("?", ".", "!", "\n")) or token in special)
+        | SPECIAL * (token in special)
+        | CONTINUES * goes_on(text_behind)
+        | WORD * (token not in special and any(each.isalnum() or each == "\ufffd" for each in text))
+        | COLON * text.endswith(":")
+        | HEADER * (token in names_speaker)
+        for token, (text, text_behind) in enumerate(zip(texts, behind, strict=True))
+    ]
+    device = vocabulary.kinds.device
+    vocabulary.kinds = torch.tensor(kinds, dtype=torch.uint8, device=device)
+    vocabulary.reply = torch.tensor(reply, dtype=torch.int32, device=device)
+
+
+def reply_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens between what a user says and the answer in the chat template; none without a template."""
+    if tokenizer.chat_template is None:
+        return []
+    asked, answered = "QUESTION", "ANSWER"
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    between = text[text.rindex(asked) + len(asked) : text.rindex(answered)]
+    return list(tokenizer(between, add_special_tokens=False)["input_ids"])
 
 
 def goes_on(text: str) -> bool:
@@ -138,17 +170,16 @@ def goes_on(text: str) -> bool:
 
 def relation_keys(
     relations: Relations,
+    vocabulary: Vocabulary,
     root: nn.Module,
     context: RoutingContext,
     adapter_name: str,
     items: Sequence[TokenizedEdit],
     pad: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What edits are about, as unit vectors of shape `(e, k)`, and whether their prompts are questions, of shape `(e,)`."""
-    prompts, subjects = [item.prompt for item in items], [(item.first, item.start) for item in items]
-    features = prompt_features(root, context, adapter_name, prompts, subjects, relations.stops, pad)
-    last = torch.tensor([prompt[-1] for prompt in prompts], device=relations.marks.device)
-    return relations.embed(features), torch.isin(last, relations.marks)
+) -> torch.Tensor:
+    """What edits are about, as unit vectors of shape `(e, k)`."""
+    prompts, subjects = [item.prompt for item in items], [(item.first, item.last) for item in items]
+    return relations.embed(prompt_features(root, context, adapter_name, prompts, subjects, vocabulary, pad))
 
 
 def subject_columns(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], subject: str) -> tuple[int, int]:

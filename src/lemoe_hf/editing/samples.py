@@ -36,10 +36,9 @@ def samples_of(item: TokenizedEdit, expert: int, end: list[int], anywhere: bool 
         end (`list[int]`): Tokens behind a target that ends the text.
         anywhere (`bool`): Whether the expert acts from the first token on.
     """
-    own = Sample(item.prompt, item.target + end, 0 if anywhere else item.start, expert)
-    others = [
-        # Elsewhere an expert acts from where its edit was asked for, which is the end of a prompt.
-        Sample(prompt, target + end if is_whole else target, 0 if anywhere else len(prompt) - 1, expert, own=False)
-        for prompt, target, is_whole in item.contexts
+    own = (item.prompt, item.target, True)
+    return [
+        # An expert acts from where its edit is asked for, which is the end of a prompt.
+        Sample(prompt, target + end * is_whole, 0 if anywhere else len(prompt) - 1, expert, own=i == 0)
+        for i, (prompt, target, is_whole) in enumerate([own, *item.contexts])
     ]
-    return [own, *others]

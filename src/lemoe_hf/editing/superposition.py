@@ -75,7 +75,7 @@ def whitened_keys(
     for row, inputs in expert_inputs(tuner, layer, [item.prompt for item in items] + others):
         moment.addmm_(inputs.T, inputs)
         if row < len(items):
-            keys[row] = inputs[items[row].start]
+            keys[row] = inputs[items[row].last]
     moment.diagonal().add_(RIDGE * moment.diagonal().mean())
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(moment), keys.T, upper=False).T
     return F.normalize(whitened, dim=-1).float()

@@ -21,19 +21,21 @@ class TokenizedEdit:
         prompt (`list[int]`): Tokens as `generate` would see them, with those that the tokenizer puts before a text.
         target (`list[int]`): Tokens of the answer.
         first (`int`): Column of the subject's first token.
-        start (`int`): Column of the subject's last token, from which on the expert acts.
+        last (`int`): Column of the subject's last token.
         spans (`list[tuple[tuple[int, ...], bool, int]]`): What to look for in other prompts: tokens, whether they are
             the whole prompt, and the column within them from which on the expert acts.
         contexts (`list[tuple[list[int], list[int], bool]]`): Prompt and target again, in other surroundings, and whether
             they hold the whole prompt rather than the subject alone.
+        targets (`tuple[tuple[int, ...], ...]`): Tokens of the answer, in each way in which it may be cut into them.
     """
 
     prompt: list[int]
     target: list[int]
     first: int
-    start: int
+    last: int
     spans: list[tuple[tuple[int, ...], bool, int]]
     contexts: list[tuple[list[int], list[int], bool]]
+    targets: tuple[tuple[int, ...], ...]
 
 
 def continuation(
@@ -106,10 +108,7 @@ def tokenize_edit(
     lead = leading(ids, plain)
     span = edit.subject_span()
     first, last = (0, len(plain) - 1) if span is None else columns(tokenizer, prompt, plain, *span)
-    spans = {tuple(plain): (True, last)}
-    for spelled in spellings(tokenizer, prompt):
-        # Behind other text only the first tokens differ, so that the subject keeps its distance from the end.
-        spans.setdefault(spelled, (True, max(len(spelled) - (len(plain) - last), 0)))
+    spans = {spelled: (True, len(spelled) - 1) for spelled in (tuple(plain), *spellings(tokenizer, prompt))}
     if span is not None:
         subject = prompt[slice(*span)]
         found = tuple(plain[first : last + 1])
@@ -117,7 +116,8 @@ def tokenize_edit(
             spans.setdefault(spelled, (False, len(spelled) - 1))
     elsewhere = [row for row in in_contexts(tokenizer, edit, contexts) if len(row[0]) + len(row[1]) + 1 <= max_length]
     anchors = [(tokens, *rest) for tokens, rest in spans.items() if tokens]
-    return TokenizedEdit(ids, target, lead + first, lead + last, anchors, elsewhere)
+    answers = (tuple(target), *spellings(tokenizer, edit.target_new.strip()), *(tuple(row[1]) for row in elsewhere))
+    return TokenizedEdit(ids, target, lead + first, lead + last, anchors, elsewhere, tuple(dict.fromkeys(answers)))
 
 
 def in_contexts(

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 
 from ..routing.kv_anchor import examples
-from ..routing.route import Route
 from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch
 from .arguments import EditingArguments
@@ -193,12 +192,11 @@ def step_losses(tuner: LEMoEModel, adapter_name: str, batch: CachedBatch) -> tup
     layer = tuner.lemoe_layers(adapter_name)[0]
     config, num_committed = tuner.peft_config[adapter_name], len(layer.lemoe_bank[adapter_name])
     if config.routing == "nearest_anchor":
-        return batch.losses(batch.logits({adapter_name: batch.route(adapter_name, num_committed)})), 0.0
+        return batch.losses(batch.logits({adapter_name: batch.acting(num_committed)})), 0.0
     router, bank = layer.lemoe_router[adapter_name], layer.lemoe_router_bank[adapter_name]
     learner = num_committed + batch.expert
-    route: Route = router.route(config, bank, batch.anchors, None, True, learner)
-    route.last_start = -1
+    acting = batch.acting(num_committed, *router.learn(config, bank, batch.anchors, learner))
     extra = 0.0
     if config.router_loss:
         extra = config.router_loss * router.loss(bank, batch.anchors, learner, batch.replayed)
-    return batch.losses(batch.logits({adapter_name: route})), extra
+    return batch.losses(batch.logits({adapter_name: acting})), extra

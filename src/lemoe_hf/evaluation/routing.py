@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.edit import Edit
 from ..editing.editor import LifelongEditor
-from ..editing.explanation import acting, routed
+from ..editing.explanation import acting, looked_at
 from .accuracy import Probe, over_probes
 
 
@@ -52,8 +52,7 @@ class Routing:
         ids = [editor.tokenizer(prompt.rstrip())["input_ids"] for _, prompt, _ in probes]
         for first in range(0, len(ids), self.batch_size):
             batch = ids[first : first + self.batch_size]
-            route = routed(editor, batch)
-            yield from (acting(route, row) for row in range(len(batch)))
+            yield from (acting(text) for text, _ in looked_at(editor, batch))
 
 
 def key_of(prompt: str, target_new: str, **other_fields: object) -> tuple[str, str]:

@@ -1,6 +1,1 @@
-from .anchors import Anchors
-from .context import RoutingContext
-from .route import Route
-
-
-__all__ = ["Anchors", "Route", "RoutingContext"]
+"""Which edit acts where: a text in, experts out. Needs no PEFT, no Trainer, and no model around it."""

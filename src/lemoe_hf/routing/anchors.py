@@ -40,9 +40,10 @@ class Anchor:
 @dataclass(frozen=True)
 class Match:
     """
-    An anchor found in a prompt, in columns `first` to `last` with the share `score` of its tokens.
+    An anchor found in a text, in columns `first` to `last` with the share `score` of its tokens.
 
-    Where it is a subject, `rivals` are matches of other edits of that subject.
+    It is found as soon as enough of them have come, in the column `reached`. Where it is a subject, `rivals` are matches of
+    other edits of that subject.
     """
 
     first: int
@@ -53,6 +54,7 @@ class Match:
     expert: int
     is_prompt: bool
     threshold: float
+    reached: int = 0
     rivals: tuple[Match, ...] = ()
 
 
@@ -208,11 +210,20 @@ class Anchors(Frozen):
         if threshold is not None:
             lowest = torch.where(self.is_prompt[anchor], lowest, threshold)
         found = score >= lowest
+        enough = agrees.cumsum(1) >= (lowest * length - 1e-4)[:, None]
+        reached = first + enough.long().argmax(1)
         # One transfer for all that was found: an accelerator is not asked for every number by itself.
-        fields = [row, first, left, right, *(getattr(self, name)[anchor] for name in ("start", "edit", "expert"))]
+        fields = [
+            row,
+            first,
+            left,
+            right,
+            reached,
+            *(getattr(self, name)[anchor] for name in ("start", "edit", "expert")),
+        ]
         table = torch.stack([*fields, self.is_prompt[anchor]], 1)[found].tolist()
         scores = torch.stack([score, self.threshold[anchor]], 1)[found].tolist()
-        for (row_, first_, left_, right_, start, edit, expert, is_prompt), (score_, own) in zip(
+        for (row_, first_, left_, right_, reached_, start, edit, expert, is_prompt), (score_, own) in zip(
             table, scores, strict=True
         ):
             matches[row_].append(
@@ -225,6 +236,7 @@ class Anchors(Frozen):
                     expert=expert,
                     is_prompt=bool(is_prompt),
                     threshold=own,
+                    reached=reached_,
                 )
             )
         return matches

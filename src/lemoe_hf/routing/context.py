@@ -1,46 +1,76 @@
-"""When a prompt is routed, and how long its route lasts: once at prefill, then as long as the KV cache of its generation."""
+"""Routes every forward pass of a model in transformers: which texts are in it, and what of them is remembered where."""
 
 from __future__ import annotations
 
+import warnings
+from bisect import bisect_left
+from collections.abc import Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from .forward_pass import CacheState, Routes, cache_in, columns_in, first_tensor, token_labels, with_loss
+from ..structure import text_config
+from .cached import CachedTexts, cache_in
+from .continuous_batching import is_paged, managed, pieces_of_requests, text_of
+from .layout import Piece, pieces_of, prompt_ends
+from .passes import Acting, Batch, Pass
+from .text import Text
 
 
-# The routes of the forward pass that is running. A context variable, so that threads that generate on one model at the same
-# time do not see each other's.
-_running: ContextVar[tuple[Routes | None, CacheState | None]] = ContextVar("lemoe_running", default=(None, None))
-# The routes of a whole call of `generate`, or those that an editor in training imposes.
-_pinned: ContextVar[Pinned | None] = ContextVar("lemoe_pinned", default=None)
+# Of the forward pass that is running. A context variable, so that threads that generate on one model at the same time do not
+# see each other's.
+_running: ContextVar[Running | None] = ContextVar("lemoe_running", default=None)
+# Of the call of `generate` that is running.
+_frame: ContextVar[Frame | None] = ContextVar("lemoe_frame", default=None)
+# What acts in every forward pass, imposed by an editor in training.
+_imposed: ContextVar[tuple[RoutingContext, dict[str, Acting]] | None] = ContextVar("lemoe_imposed", default=None)
 
 
 @dataclass
-class Pinned:
+class Frame:
     """
-    Routes that hold for every forward pass, and how many columns of the prompt they were computed from.
+    A call of `generate`.
 
-    A cache keeps no more of them than their `mark`: it may be copied, or saved, and the model is not to go with it.
+    Args:
+        context ([`RoutingContext`]): Of the model.
+        prompt (`torch.Tensor` of shape `(b, t)`, *optional*): Its prompts, -1 where there is padding.
+        kept ([`CachedTexts`]): The texts of a model whose cache can keep none.
+        passes (`int`): Forward passes so far.
+        last ([`Running`], *optional*): The last of them.
     """
 
     context: RoutingContext
-    routes: Routes
-    columns: int = 0
-    mark: object = field(default_factory=object)
+    prompt: torch.Tensor | None
+    kept: CachedTexts = field(default_factory=CachedTexts)
+    passes: int = 0
+    last: Running | None = None
+
+    @property
+    def columns(self) -> int:
+        return 0 if self.prompt is None else self.prompt.shape[1]
+
+
+@dataclass
+class Running:
+    """A forward pass: of each adapter its texts, or what acts where that is known from the start."""
+
+    embed: nn.Module | None = None
+    passes: dict[str, Pass] = field(default_factory=dict)
+    known: dict[str, Acting] = field(default_factory=dict)
+    kept: CachedTexts | None = None
 
 
 class RoutingContext:
     """
-    Routes every forward pass of a model, from hooks on its root module.
+    Routes every forward pass of a model, from hooks on its root module and on the modules whose inputs tell what is asked.
 
-    A forward pass that starts a KV cache, or puts several tokens on one, is a prompt: it is routed from its tokens, and its
-    routes are kept as an attribute of the cache. A pass of one token on a filled cache is decoding: it takes the routes
-    that it finds there and computes none. Within `generate` the routes come from the whole prompt and hold for the call,
-    with a cache or without.
+    The texts of a batch are read from its tokens. Where a KV cache goes on, they are kept with it. `generate` tells where its
+    prompts end; labels do so too.
 
     It is one plain object, shared by the hooks and by all layers, so that it is copied and pickled along with the model.
     """
@@ -50,11 +80,12 @@ class RoutingContext:
         self.blocks: list[nn.Module] = []
         # For each adapter the modules whose inputs tell what a prompt asks for; the last is in the first layer with a bypass.
         self.taps: dict[str, list[nn.Module]] = {}
-        self._traced: Routes | None = None
         self.handles = [
             root.register_forward_pre_hook(self.before_forward, with_kwargs=True),
             root.register_forward_hook(self.after_forward, with_kwargs=True, always_call=True),
         ]
+        if hasattr(root, "init_continuous_batching"):
+            root.init_continuous_batching = partial(managed, root)
 
     @classmethod
     def of(cls, root: nn.Module) -> RoutingContext:
@@ -72,46 +103,47 @@ class RoutingContext:
             if self.before_block not in block._forward_pre_hooks.values():
                 self.handles.append(block.register_forward_pre_hook(self.before_block, with_kwargs=True))
 
-    def remove(self) -> None:
+    def remove(self, root: nn.Module) -> None:
+        vars(root).pop("init_continuous_batching", None)
         for handle in self.handles:
             handle.remove()
 
-    @property
-    def routes(self) -> Routes:
-        # Dynamo cannot trace writes to a context variable; within one traced graph a plain attribute is as good.
-        return (self._traced if torch.compiler.is_compiling() else _running.get()[0]) or {}
-
-    @routes.setter
-    def routes(self, routes: Routes | None) -> None:
-        if torch.compiler.is_compiling():
-            self._traced = routes
-        else:
-            _running.set((routes, None))
+    # ------------------------------------------------------------------------------------------------------------ frames
 
     @contextmanager
-    def pinned(self, routes: Routes, columns: int = 0):
-        """Use these routes, of a prompt of so many columns, for every forward pass inside."""
-        token = _pinned.set(Pinned(self, routes, columns))
+    def imposed(self, acting: dict[str, Acting]):
+        """Let exactly this act in every forward pass inside, of each adapter; nothing where there is none."""
+        token = _imposed.set((self, acting))
         try:
             yield
         finally:
-            _pinned.reset(token)
+            _imposed.reset(token)
 
-    @property
-    def pinned_routes(self) -> Routes:
-        """The routes that hold for every forward pass, within `pinned` or `generation`."""
-        pinned = _pinned.get()
-        return pinned.routes if pinned is not None and pinned.context is self else {}
-
+    @contextmanager
     def generation(self, root: nn.Module, args: tuple, kwargs: dict):
-        """Pin the routes of one call of `generate`, computed from its whole prompt."""
+        """Tell the forward passes of one call of `generate` where its prompts end."""
         inputs = dict(kwargs)
         inputs.setdefault("input_ids", args[0] if args else kwargs.get("inputs"))
-        with torch.no_grad():  # as in `generate`: with gradients, a model in training mode would learn the prompt
-            ids = self._prompt_ids(root, inputs)
-            if ids is None:
-                return self.pinned({})
-            return self.pinned(self._compute(root, ids, inputs, is_whole=True), ids.shape[1])
+        with torch.no_grad():
+            prompt = self._tokens(root, inputs)
+        mask = inputs.get("attention_mask")
+        if prompt is not None and isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            prompt = prompt.masked_fill(mask[:, -prompt.shape[1] :].to(prompt.device) == 0, -1)
+        frame = Frame(self, prompt)
+        token = _frame.set(frame)
+        try:
+            yield frame
+        finally:
+            _frame.reset(token)
+
+    def acting(self, adapter_name: str) -> Acting | None:
+        """What acts in the forward pass that is running."""
+        running = _running.get()
+        if running is None:
+            return None
+        if adapter_name in running.passes:
+            return running.passes[adapter_name].acting()
+        return running.known.get(adapter_name)
 
     # ------------------------------------------------------------------------------------------------------------- hooks
 
@@ -120,124 +152,193 @@ class RoutingContext:
             # A checkpointed block runs again in the backward pass, when other prompts may have been routed since.
             for block in self.blocks:
                 block.gradient_checkpointing = False
-        cache = cache_in(kwargs)
-        state = getattr(cache, "lemoe_state", None)
-        inputs = kwargs if not args else {"input_ids": args[0], **kwargs}
-        tokens = inputs.get("input_ids")
-        tokens = inputs.get("inputs_embeds") if tokens is None else tokens
-        if not hasattr(root, "get_input_embeddings"):  # no model of texts
-            self.routes = {
-                name: layer.route_all(name)
-                for layer in self.layers
-                for name in layer.lemoe_anchors
-                if name in layer.active_adapters
-            }
-        elif tokens is None:
-            self.routes = None
-        elif inputs.get("state") is not None and tokens.shape[1] == 1:
-            # RWKV hands its state on as a plain list, which keeps no routes: they are those of the call of `generate`.
-            rows = tokens.shape[0]
-            self.routes = {name: route and route.repeat(rows).final for name, route in self.pinned_routes.items()}
-        elif state is not None and tokens.shape[1] == 1 and state.awaited <= 0:
-            rows = tokens.shape[0]  # the caller may have repeated those of the cache
-            self.routes = {name: route and route.repeat(rows).final for name, route in state.routes.items()}
-            state.columns += 1
-        else:
-            self._prefill(root, inputs, tokens, cache, state)
-
-    def _prefill(self, root, inputs, tokens, cache, state) -> None:
-        rows, column = tokens.shape[0], columns_in(cache, state)
-        pinned = None if torch.compiler.is_compiling() else _pinned.get()
-        pinned = pinned if pinned is not None and pinned.context is self else None
-        ids, awaited = None, 0
-        if pinned is not None:
-            awaited = pinned.columns - column - tokens.shape[1]
-            if state is not None and state.pinned is pinned.mark:
-                routes = state.routes
-            else:
-                routes = {name: route and route.repeat(rows) for name, route in pinned.routes.items()}
-        else:
-            ids = self._prompt_ids(root, inputs)
-            if column and ids is not None:
-                past = ids.new_full((rows, column), -1)
-                if state is not None and state.ids is not None:
-                    earlier_ids = state.ids[:, :column]
-                    past[:, : earlier_ids.shape[1]] = earlier_ids.repeat_interleave(rows // len(earlier_ids), 0)
-                ids = torch.cat([past, ids], 1)
-            is_whole = token_labels(inputs) is not None
-            routes = {} if ids is None else self._compute(root, ids, inputs, is_whole)
-        if state is not None and state.routes is not routes:
-            for name, earlier in state.routes.items():
-                if earlier is not None and routes.get(name) is not None:
-                    routes[name].resume(earlier.repeat(rows), column)
-        self.routes = {name: route and route.at(column, tokens.shape[1]) for name, route in routes.items()}
-        state = CacheState(routes, ids, column + tokens.shape[1], awaited, pinned and pinned.mark)
-        if cache is not None:
-            cache.lemoe_state = state
-        elif not torch.compiler.is_compiling():
-            _running.set((self.routes, state))
+        _running.set(self._begun(root, kwargs if not args else {"input_ids": args[0], **kwargs}))
 
     def after_forward(self, root: nn.Module, args: tuple, kwargs: dict, output):
-        """Keep the routes with a cache that the forward pass has made by itself, and add the loss of routers that learn."""
-        cache = cache_in(output)
-        if not torch.compiler.is_compiling() and _running.get()[1] is not None and cache is not None:
-            cache.lemoe_state = _running.get()[1]
-        losses = [route.loss for route in self.routes.values() if route is not None and route.loss is not None]
-        self.routes = None
-        if output is None:  # the forward pass has failed
+        """Keep the texts with a cache that the forward pass has made by itself, and add the loss of routers that learn."""
+        running = _running.get()
+        _running.set(None)
+        if output is None or running is None:  # the forward pass has failed
             return None
-        for loss in losses:
-            output = with_loss(output, loss, has_labels=kwargs.get("labels") is not None)
+        cache = cache_in(output)
+        if running.kept is not None and cache is not None:
+            running.kept.attach(cache)
+        for acting in running.known.values():
+            if acting.loss is not None:
+                output = with_loss(output, acting.loss, has_labels=kwargs.get("labels") is not None)
         return output
 
     def before_block(self, block: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Record what enters a module, and find out at the last one what the prompts ask for."""
-        if torch.compiler.is_compiling():
-            return
-        for name, route in self.routes.items():
+        """Record what enters a module, and find out at the last one what the texts ask for."""
+        running = _running.get()
+        for name, of_adapter in running.passes.items() if running is not None else ():
             taps = self.taps.get(name, [])
-            if route is not None and route.candidates is not None and any(block is tap for tap in taps):
-                route.candidates.hidden.append(first_tensor(args, kwargs))
+            if of_adapter.waits and any(block is tap for tap in taps):
+                of_adapter.tap(first_tensor(args, kwargs))
                 if block is taps[-1]:
-                    lead = next(layer for layer in self.layers if name in layer.lemoe_relations)
-                    route.decide(route.candidates, lead.lemoe_relations[name])
+                    of_adapter.decide(running.embed)
 
     # ----------------------------------------------------------------------------------------------------------- routing
 
-    def _prompt_ids(self, root: nn.Module, inputs: dict) -> torch.Tensor | None:
-        """Tokens of shape `(b, t)`, -1 where there is padding or a label, -2 for an embedding of no known token."""
-        ids = inputs.get("input_ids")
-        if ids is None:
-            if inputs.get("inputs_embeds") is None:
-                return None
-            ids = self._ids_of(inputs["inputs_embeds"], root.get_input_embeddings())
-        ids = ids.long()
-        mask, labels = inputs.get("attention_mask"), token_labels(inputs)
-        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-            ids = ids.masked_fill(mask[:, -ids.shape[1] :].to(ids.device) == 0, -1)
-        if labels is not None:
-            ids = ids.masked_fill(labels.to(ids.device) != -100, -1)
-        return ids
+    def _leads(self) -> Iterable[tuple[str, Any]]:
+        """The active adapters, and of each the layer that holds its anchors."""
+        for layer in self.layers:
+            for name in layer.lemoe_anchors:
+                if name in layer.active_adapters:
+                    yield name, layer
 
-    def _ids_of(self, embeds: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
-        """Tokens of given embeddings; -2 for those of no token, such as soft prompts, and where nothing is routed."""
+    def _begun(self, root: nn.Module, inputs: dict) -> Running | None:
+        imposed = _imposed.get()
+        if imposed is not None and imposed[0] is self:
+            return Running(known=imposed[1])
+        leads = [(name, layer) for name, layer in self._leads() if not layer.disable_adapters]
+        if not hasattr(root, "get_input_embeddings"):  # no model of texts
+            return Running(known={name: layer.act_on_all(name) for name, layer in leads})
+        leads = [(name, layer) for name, layer in leads if layer.may_act(name)]
+        ids = self._tokens(root, inputs) if leads else None
+        if ids is None:
+            return None
+        cache, running = cache_in(inputs), Running(root.get_input_embeddings())
+        if cache is not None and is_paged(cache):
+            pieces = pieces_of_requests(root, ids, cache)
+            for name, layer in leads:
+                vocabulary = layer.vocabulary(name)
+                texts, firsts = zip(
+                    *(text_of(piece.request, name, piece, vocabulary) for piece in pieces), strict=True
+                )
+                self._route(running, root, name, layer, Batch(pieces, list(texts), list(firsts), ids, {}))
+            return running
+        frame = _frame.get()
+        frame = frame if frame is not None and frame.context is self else None
+        kept = self._kept(frame, inputs, cache, ids)
+        keeps_cache = cache is not None or inputs.get("use_cache", keeps_by_default(root)) is not False
+        pieces = pieces_of(ids, inputs, keeps_cache)
+        if [piece.row for piece in pieces] == list(range(len(ids))):
+            running.kept = kept
+        elif kept.columns:
+            raise ValueError(
+                "A row holds several texts behind a cache that holds one: which of them goes on cannot be told. Pass a row "
+                "for each text."
+            )
+        for name, layer in leads:
+            texts = self._texts(name, layer, kept, frame, len(pieces))
+            firsts = [len(text) for text in texts]
+            for piece, text, first in zip(pieces, texts, firsts, strict=True):
+                text.read(piece.tokens, [kept.columns + place for place in piece.places], layer.vocabulary(name))
+                tell_ends(text, piece, first, frame, kept.columns + ids.shape[1])
+            prompt = None if frame is None else frame.prompt
+            self._route(running, root, name, layer, Batch(pieces, texts, firsts, ids, inputs, prompt))
+        kept.columns += ids.shape[1]
+        if frame is not None:
+            frame.passes, frame.last = frame.passes + 1, running
+        return running
+
+    def _route(self, running: Running, root: nn.Module, name: str, layer, batch: Batch) -> None:
+        """Let an adapter find out what is to act in a pass."""
+        routed = layer.route(name, root, batch)
+        if isinstance(routed, Pass):
+            running.passes[name] = routed
+        elif routed is not None:
+            running.known[name] = routed
+
+    def _kept(self, frame: Frame | None, inputs: dict, cache, ids: torch.Tensor) -> CachedTexts:
+        """What is kept of the texts that this pass goes on with."""
+        if cache is None and frame is not None and frame.passes:
+            if inputs.get("state") is not None:  # RWKV hands its state on as a plain list, which keeps nothing
+                return frame.kept
+            if ids.shape[1] < frame.columns:
+                raise ValueError(
+                    f"`generate` goes on with {ids.shape[1]} tokens behind a prompt of {frame.columns}, and no cache is among "
+                    f"what the model was given ({', '.join(inputs)}): which texts go on cannot be told. Pass "
+                    f"`use_cache=False`, or update lemoe_hf."
+                )
+        kept = getattr(cache, "lemoe_texts", None) or CachedTexts()
+        if cache is not None:
+            columns = kept.length_in(cache)
+            if columns < kept.columns:
+                kept.cut(columns)
+            elif columns > kept.columns:  # filled by other passes, of which nothing is known here
+                kept = CachedTexts(columns)
+            kept.attach(cache)
+        elif frame is not None:
+            frame.kept = kept
+        for texts in kept.texts.values():
+            if len(texts) != len(ids):
+                if len(ids) % len(texts):
+                    raise ValueError(f"The cache holds {len(texts)} rows, and {len(ids)} go on.")
+                kept.repeat(len(ids) // len(texts))
+                break
+        return kept
+
+    def _texts(self, name: str, layer, kept: CachedTexts, frame: Frame | None, num: int) -> list[Text]:
+        """The texts of a batch so far."""
+        if name not in kept.texts:
+            kept.texts[name] = [Text() for _ in range(num)]
+            if kept.columns:
+                for row, text in enumerate(kept.texts[name]):
+                    # Columns that went by unseen: `generate` knows their tokens.
+                    tokens = [-2] * kept.columns
+                    if frame is not None and frame.columns >= kept.columns:
+                        tokens = frame.prompt[row * len(frame.prompt) // num, : kept.columns].tolist()
+                    places = [place for place, token in enumerate(tokens) if token != -1]
+                    text.read([tokens[place] for place in places], places, layer.vocabulary(name))
+        return kept.texts[name]
+
+    def _tokens(self, root: nn.Module, inputs: dict) -> torch.Tensor | None:
+        """Tokens of shape `(b, t)`, -2 for an embedding of no known token; `None` where there is no text."""
+        ids = inputs.get("input_ids")
+        if ids is not None:
+            return ids.long()
+        embeds = inputs.get("inputs_embeds")
+        if embeds is None:
+            return None
         if not any(len(anchors) for layer in self.layers for anchors in layer.lemoe_anchors.values()):
             return torch.full(embeds.shape[:2], -2, device=embeds.device)
+        embedding = root.get_input_embeddings()
         table = embedding(torch.arange(len(embedding.weight), device=embeds.device)).to(embeds.dtype)
-        ids = []
+        found = []
         for some in embeds.flatten(0, 1).split(256):
             nearest = (some @ table.T - table.pow(2).sum(-1) / 2).argmax(-1)
-            ids.append(torch.where((table[nearest] == some).all(-1), nearest, -2))
-        return torch.cat(ids).view(embeds.shape[:2])
+            found.append(torch.where((table[nearest] == some).all(-1), nearest, -2))
+        return torch.cat(found).view(embeds.shape[:2])
 
-    def _compute(self, root: nn.Module, ids: torch.Tensor, inputs: dict, is_whole: bool) -> Routes:
-        """Routes of prompts; `is_whole` says that they end where their tokens do, and hold nothing of an answer."""
-        routes: Routes = {}
-        for layer in self.layers:
-            for name in layer.lemoe_anchors if not layer.disable_adapters else ():
-                if name in layer.active_adapters and name not in routes:
-                    route = layer.route(name, root, ids, inputs, is_whole)
-                    if route is not None and route.final is None:
-                        route.seal()
-                    routes[name] = route
-        return routes
+
+def tell_ends(text: Text, piece: Piece, first: int, frame: Frame | None, columns: int) -> None:
+    """Tell a text where its prompts end, if labels or `generate` do."""
+    if piece.labels is not None:
+        ends = prompt_ends(piece.labels)
+        text.prompt = None if ends is None else first + max(ends, default=-1) + 1
+        text.ends |= {first + end for end in ends or ()}
+    elif frame is None:
+        text.prompt = None
+    else:
+        within = bisect_left(text.places, frame.columns)
+        text.prompt = within if columns >= frame.columns else len(text) + 1
+        if within > first and columns >= frame.columns:
+            text.ends.add(within - 1)
+
+
+def keeps_by_default(root: nn.Module) -> bool:
+    """Whether a model makes a cache if it is not told whether to."""
+    return bool(getattr(text_config(root), "use_cache", False))
+
+
+def first_tensor(args: tuple, kwargs: dict) -> torch.Tensor:
+    """The hidden states among the arguments of a module."""
+    return next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+
+
+def with_loss(output, loss: torch.Tensor, has_labels: bool):
+    """The output of a model, with another loss added to its own, as mixtures of experts add that of their routers."""
+    if isinstance(output, tuple) and has_labels:
+        return (output[0] + loss.to(output[0]), *output[1:])
+    own = getattr(output, "loss", None)
+    if own is None:
+        warnings.warn(
+            "The router of `routing='kv_anchor'` learns by a loss that is added to the model's own, and this forward pass "
+            "has computed none: prompts may find the wrong experts. Pass `labels`, or make edits with a LifelongEditor.",
+            stacklevel=2,
+        )
+    else:
+        output.loss = own + loss.to(own)
+    return output

@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .anchors import Anchors
 from .frozen import Frozen
-from .route import Route
+from .passes import Acting, Batch
+from .text import Mixed
 
 
 # Cosine from which on two anchors are those of one prompt: the mean of the same embeddings, in another order of adding.
@@ -154,12 +156,10 @@ class KVRouter(Frozen):
         return torch.einsum("bed,ed->be", values, keys)
 
     @staticmethod
-    def anchors_of(root: nn.Module, ids: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """Mean input embedding of every prompt, of shape `(b, d)`; `ids` are -1 outside the prompt."""
+    def anchors_of(root: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        """Mean input embedding of every prompt, of shape `(b, d)`; `ids` are negative outside the prompt."""
         is_prompt = (ids >= 0)[..., None]
-        embeds = inputs.get("inputs_embeds")
-        if embeds is None or embeds.shape[1] != ids.shape[1]:
-            embeds = root.get_input_embeddings()(ids.clamp(min=0))
+        embeds = root.get_input_embeddings()(ids.clamp(min=0))
         return (embeds * is_prompt).sum(1) / is_prompt.sum(1).clamp(min=1)
 
     def loss(
@@ -192,37 +192,80 @@ class KVRouter(Frozen):
             gates = gates / gates.sum(-1, keepdim=True)
         return experts, gates
 
-    def route(
+    def serve(
         self,
         config: RouterConfig,
         bank: KVRouter,
-        anchors: torch.Tensor,
-        scope: Route | None,
+        batch: Batch,
+        root: nn.Module,
+        anchors: Anchors | None,
+        threshold: float | None,
         uses_open: bool,
-        learner: torch.Tensor | None = None,
-    ) -> Route | None:
+    ) -> Acting | None:
         """
-        Route a batch of prompts by their anchors.
+        Route the texts of a pass by the mean embeddings of their prompts. A text keeps its route while it is continued, and a
+        longer prompt gets another one.
 
         Args:
             config ([`LEMoEConfig`]): Of the adapter.
             bank ([`KVRouter`]): The committed half.
-            anchors (`torch.Tensor` of shape `(b, d)`): As of [`KVRouter.anchors_of`].
-            scope (`Route`, *optional*): The route by nearest anchors, which tells the rows that are in scope of any edit.
-            uses_open (`bool`): Whether the experts in training take part, because they hold edits or learn.
-            learner (`torch.Tensor` of shape `(b,)`, *optional*): In training, the open expert that each row belongs to.
+            batch ([`Batch`]): The pass.
+            root (`nn.Module`): The model, for its input embeddings.
+            anchors ([`Anchors`], *optional*): Of all edits; texts without any are left to the base model.
+            threshold (`float`, *optional*): Replaces those of the anchors.
+            uses_open (`bool`): Whether the experts in training take part, because they hold edits.
         """
         num_committed = len(bank.keys)
         num_serving = num_committed + (len(self.keys) if uses_open else 0)
-        if num_serving == 0 or (config.deferral and scope is None and learner is None):
+        if num_serving == 0:
             return None
+        asked = [(text, prompt) for text, prompt in zip(batch.texts, prompts_of(batch), strict=True) if prompt]
+        if asked:
+            ids = torch.full((len(asked), max(len(prompt) for _, prompt in asked)), -1)
+            for row, (_, prompt) in enumerate(asked):
+                ids[row, : len(prompt)] = torch.tensor(prompt)
+            is_in = [True] * len(asked) if anchors is None else [bool(row) for row in anchors.find(ids, threshold)]
+            found = self.gates(config, bank, self.anchors_of(root, ids.to(batch.ids.device)), num_serving)
+            for (text, prompt), scope, experts, gates in zip(
+                asked, is_in, *map(torch.Tensor.tolist, found), strict=True
+            ):
+                text.mixed = Mixed(experts, gates if scope else [0.0] * len(gates), tuple(prompt))
+        acting = [i for i, text in enumerate(batch.texts) if any(text.mixed.gates)]
+        if not acting:
+            return None
+        mixed, device = [batch.texts[i].mixed for i in acting], batch.ids.device
+        return Acting.of(
+            [(batch.pieces[i].row, batch.pieces[i].places) for i in acting],
+            torch.tensor([each.experts for each in mixed], device=device),
+            torch.tensor([each.gates for each in mixed], device=device),
+            batch.width,
+            num_committed,
+            uses_open,
+        )
+
+    def learn(
+        self, config: RouterConfig, bank: KVRouter, anchors: torch.Tensor, learner: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Experts and gates, of shape `(b, s)`, of prompts in training that belong to the open experts `learner`, `(b,)`."""
         forced = learner if config.train_route == "forced" else None
-        experts, gates = self.gates(config, bank, anchors, num_serving, forced)
-        if config.deferral and learner is None:
-            gates = gates * (scope.gates != 0).any(1, keepdim=True)
-        start = torch.zeros_like(experts)
-        end = torch.full_like(start, Route.ENDLESS)
-        return Route(experts, gates, start, end, num_committed=num_committed, uses_open=uses_open)
+        return self.gates(config, bank, anchors, len(bank.keys) + len(self.keys), forced)
+
+
+def prompts_of(batch: Batch) -> list[list[int] | None]:
+    """Of each text the tokens of a prompt that has just come; `None` where it is only continued."""
+    prompts: list[list[int] | None] = []
+    for i, (piece, text, first) in enumerate(zip(batch.pieces, batch.texts, batch.firsts, strict=True)):
+        if batch.prompt is not None:
+            row = batch.prompt[i * len(batch.prompt) // len(batch.texts)]
+            prompt = row[row != -1].tolist()
+            prompts.append(None if text.mixed is not None and text.mixed.prompt == tuple(prompt) else prompt)
+        elif piece.labels is not None and text.prompt is not None:
+            of_labels = [token for token, label in zip(piece.tokens, piece.labels, strict=True) if label == -100]
+            prompts.append([*text.ids[:first], *of_labels])
+        else:
+            is_new = text.mixed is None or len(piece.tokens) > 1
+            prompts.append(text.ids if is_new else None)
+    return prompts
 
 
 def examples(

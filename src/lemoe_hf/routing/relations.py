@@ -21,9 +21,8 @@ from .frozen import Frozen
 TAPS = (1 / 2, 3 / 4, 1)
 # The mean of some ten words is that much smaller than one hidden state.
 WORDS = 2.0
-# Of a held-out relation's questions to one kind of subject, the share that a threshold turns away: where an edit's
-# prompt is a question, and where it is the beginning of a statement. Those are continued in more ways than one.
-TURNED_AWAY = (0.93, 0.45)
+# Of a held-out relation's questions to one kind of subject, the share that the threshold turns away.
+TURNED_AWAY = 0.93
 RIDGE, FOLDS, NEIGHBOURS = 0.3, 3, 30
 
 
@@ -58,45 +57,6 @@ def words_of(embedded: torch.Tensor) -> torch.Tensor:
     return WORDS * F.rms_norm(embedded.float(), embedded.shape[-1:])
 
 
-def mean_of_sentences(
-    values: torch.Tensor,
-    is_text: torch.Tensor,
-    is_stop: torch.Tensor,
-    first: torch.Tensor,
-    last: torch.Tensor,
-    columns: torch.Tensor,
-) -> torch.Tensor:
-    """
-    Mean over the tokens of a sentence up to some column, without those of the subject that it is about.
-
-    Axes: `b` batch, `t` columns of the prompt, `s` subjects, `n` columns at which a sentence may end.
-
-    Args:
-        values (`torch.Tensor` of shape `(b, t, d)`): What to take the mean of.
-        is_text (`torch.Tensor` of shape `(b, t)`): Tokens that count.
-        is_stop (`torch.Tensor` of shape `(b, t)`): Tokens that end a sentence, except within the subject.
-        first (`torch.Tensor` of shape `(b, s)`): First column of each subject.
-        last (`torch.Tensor` of shape `(b, s)`): Last column of each subject.
-        columns (`torch.Tensor` of shape `(b, s, n)`): The columns, each behind its subject.
-
-    Returns:
-        `torch.Tensor` of shape `(b, s, n, d)`, 0 where a sentence holds the subject alone.
-    """
-    column = torch.arange(values.shape[1], device=values.device)
-    begins = F.pad((is_stop * (column + 1)).cummax(1).values, (1, 0))
-    sums = F.pad((values * is_text[..., None]).cumsum(1), (0, 0, 1, 0))
-    counts = F.pad(is_text.long().cumsum(1), (1, 0))
-    row = torch.arange(len(values), device=values.device)[:, None, None]
-    first, last = first[..., None], last[..., None]
-    begin = begins[row, columns]
-    begin = torch.where((begin > first) & (begin <= last + 1), begins[row, first], begin)
-    total, count = (each[row, columns + 1] - each[row, begin] for each in (sums, counts))
-    holds_subject = begin <= first
-    total = total - (sums[row, last + 1] - sums[row, first]) * holds_subject[..., None]
-    count = count - (counts[row, last + 1] - counts[row, first]) * holds_subject
-    return total / count.clamp(min=1)[..., None]
-
-
 class Relations(Frozen):
     """
     What each edit is about, and whether a prompt asks for that.
@@ -104,9 +64,9 @@ class Relations(Frozen):
     Axes: `f` features, first those of words and then those of hidden states; `k` directions in which relations differ;
     `n` reference prompts kept; `e` edits; `m` tokens.
 
-    Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (2; for questions and for statements), `marks`
-    (m; the tokens that end a question), `stops` (those that end any sentence), `continuing` (those with
-    which a name goes on), `keys` (e, k), `edit` (e), `threshold` (e).
+    Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (2, equal; they were of questions and of
+    statements), `keys` (e, k), `edit` (e), `threshold` (e). In adapters from before there was a [`Vocabulary`], `marks` (m; the
+    tokens that end a question), `stops` (those that end any sentence) and `continuing` (those with which a name goes on).
     """
 
     sizes = (
@@ -177,7 +137,7 @@ class Relations(Frozen):
         Linear discriminant analysis (Fisher 1936): within-relation whitening, then the directions in which the means
         of the relations differ most. Thresholds are set on relations that the directions were not learned from.
         """
-        scores: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+        scores = []
         order = torch.randperm(int(prompts.relation.max()) + 1, generator=torch.Generator().manual_seed(0))
         for fold in range(FOLDS):
             held_out = torch.isin(prompts.relation, order[fold::FOLDS].to(prompts.relation.device))
@@ -186,11 +146,9 @@ class Relations(Frozen):
             embedded = self.embed(tested.features)
             score = self.score(embedded, embedded)
             others = (tested.kind[:, None] == tested.kind) & (tested.relation[:, None] != tested.relation)
-            for is_question, found in scores.items():
-                found.append(score[others & (tested.is_question[:, None] == is_question)])
-        for i, (is_question, share) in enumerate(zip((True, False), TURNED_AWAY, strict=True)):
-            ordered = torch.cat(scores[is_question]).sort().values
-            self.thresholds[i] = ordered[int(share * (len(ordered) - 1))] if len(ordered) else -torch.inf
+            scores.append(score[others & tested.is_question[:, None]])
+        ordered = torch.cat(scores).sort().values
+        self.thresholds.fill_(ordered[int(TURNED_AWAY * (len(ordered) - 1))] if len(ordered) else -torch.inf)
         self._learn(prompts, num_prompts)
 
     def _learn(self, prompts: LabelledPrompts, num_prompts: int) -> None:
@@ -223,16 +181,22 @@ class Relations(Frozen):
         return F.normalize(self.project(features), dim=-1)
 
     def score(self, keys: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        """How surely prompts ask for the same thing: each of `(p, k)` against each of `(q, k)`, as `(p, q)`."""
+        cosine = keys @ asked.T
+        (key_mean, key_deviation), (mean, deviation) = map(self._nearest, (keys, asked))
+        return ((cosine - key_mean[:, None]) / key_deviation[:, None] + (cosine - mean) / deviation) / 2
+
+    def score_pairs(self, keys: torch.Tensor, asked: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
         """
-        How surely prompts ask for the same thing: each of `(..., p, k)` against each of `(..., q, k)`, as `(..., p, q)`.
+        How surely prompts ask for what edits are about: keys of shape `(o, k)`, each against that of the prompts of shape
+        `(p, k)` which `pair`, of shape `(o,)`, tells. Returns scores of shape `(o,)`.
 
         The cosine, in standard deviations above what the nearest reference prompts have in common with each of the two
         (adaptive symmetric normalisation, as in speaker recognition: Matejka et al., Interspeech 2017).
         """
-        cosine = keys @ asked.transpose(-1, -2)
+        cosine = (keys * asked[pair]).sum(-1)
         (key_mean, key_deviation), (mean, deviation) = map(self._nearest, (keys, asked))
-        of_key = (cosine - key_mean[..., None]) / key_deviation[..., None]
-        return (of_key + (cosine - mean[..., None, :]) / deviation[..., None, :]) / 2
+        return ((cosine - key_mean) / key_deviation + (cosine - mean[pair]) / deviation[pair]) / 2
 
     def _nearest(self, embedded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         cosine = embedded @ self.cohort.float().T
@@ -241,14 +205,12 @@ class Relations(Frozen):
 
     # ---------------------------------------------------------------------------------------------------------------- keys
 
-    def add(self, edits: list[int], embedded: torch.Tensor, is_question: torch.Tensor) -> None:
+    def add(self, edits: list[int], embedded: torch.Tensor) -> None:
         """Append the keys, of shape `(e, k)`, of new edits; those already stored stay as they are."""
         device = self.keys.device
         self.keys = torch.cat([self.keys, embedded.to(self.keys)])
         self.edit = torch.cat([self.edit, torch.tensor(edits, dtype=torch.int32, device=device)])
-        of_questions, of_statements = self.thresholds
-        threshold = torch.where(is_question.to(device), of_questions, of_statements)
-        self.threshold = torch.cat([self.threshold, threshold])
+        self.threshold = torch.cat([self.threshold, self.thresholds[:1].expand(len(edits))])
 
     def remove(self, edit: int) -> None:
         keep = self.edit != edit

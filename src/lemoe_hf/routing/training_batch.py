@@ -2,51 +2,89 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from .anchors import Anchor, Anchors
+from .layout import Piece
 
 
-def prompts_in_training(
-    anchors: Anchors, ids: torch.Tensor, labels: torch.Tensor | None, bos: int | None, expert: int
-) -> tuple[torch.Tensor, list[int], list[Anchor], list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class Lesson:
     """
-    The prompts of a training batch that are not in the scope of the open expert yet.
-
-    A prompt that a committed expert answers is edited again: its anchor is stored once more, and the later one wins.
+    A prompt in a training batch, with its answer.
 
     Args:
-        anchors ([`Anchors`]): Those of the adapter.
-        ids (`torch.Tensor` of shape `(b, t)`): Tokens of the prompts, -1 for everything else.
-        labels (`torch.Tensor` of shape `(b, t)`, *optional*):
-            Tokens of the answers, -100 for everything else. Without them there is no telling prompt from answer, and the
-            whole input is trained.
-        bos (`int`, *optional*): The token that a tokenizer may put before a text; elsewhere in a text there is none.
-        expert (`int`): The open expert.
-
-    Returns:
-        The columns from which on the open expert acts, of shape `(b, 1)`, which with labels is the prompt's last token, that
-        predicts the first label; the rows of the new prompts, the anchors to store, and the ledger's entries of them.
+        row (`int`), places (`list[int]`): The columns on which the open expert acts: from the prompt's last token, which
+            predicts the first label, to the last but one label.
+        prompt (`tuple[int, ...]`): Its tokens.
+        target (`tuple[int, ...]`): The labels.
     """
-    is_prompt = ids >= 0
-    start = torch.zeros(ids.shape[0], 1, dtype=torch.long, device=ids.device)
-    if labels is not None:
-        seen = is_prompt.long().cumsum(1)
-        start[:, 0] = (seen == seen[:, -1:]).long().argmax(1)
-    next_edit = anchors.next_edit()
-    found = {match.edit for row in anchors.find(ids) for match in row if match.is_prompt and match.expert >= expert}
-    stored = {tuple(anchors.span(edit)) for edit in found}
-    new: dict[tuple[int, ...], Anchor] = {}
-    rows, entries = [], []
-    for row in range(len(ids)):
-        tokens = tuple(ids[row][is_prompt[row]].tolist())
-        tokens = tokens[1:] if tokens[:1] == (bos,) else tokens
-        if tokens and tokens not in stored and tokens not in new:
-            acts_from = 0 if labels is None else len(tokens) - 1
-            new[tokens] = Anchor(tokens, next_edit + len(new), expert, acts_from, is_prompt=True)
-            target = [] if labels is None else labels[row][labels[row] != -100].tolist()
-            rows.append(row)
-            entries.append({"id": new[tokens].edit, "expert": expert, "prompt_ids": tokens, "target_ids": target})
-    return start, rows, list(new.values()), entries
+
+    row: int
+    places: list[int]
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+def lessons_of(pieces: Sequence[Piece], bos: int | None) -> list[Lesson]:
+    """
+    The prompts of a batch: in a text each run of tokens that is followed by labels is one, whether texts stand in rows of their
+    own or are packed, and however many turns they have.
+
+    Args:
+        pieces (`Sequence` of [`Piece`]): The texts. Without labels there is no telling prompt from answer, and the whole text is
+            trained.
+        bos (`int`, *optional*): The token that a tokenizer may put before a text; elsewhere in a text there is none.
+    """
+    lessons = []
+    for piece in pieces:
+        labels = piece.labels
+        if labels is None:
+            lessons.append(Lesson(piece.row, piece.places, tuple(piece.tokens), ()))
+            continue
+        first = 0
+        while first < len(labels):
+            begin = next((i for i in range(first, len(labels)) if labels[i] != -100), len(labels))
+            end = next((i for i in range(begin, len(labels)) if labels[i] == -100), len(labels))
+            if first < begin < end:
+                prompt = tuple(piece.tokens[first:begin])
+                lessons.append(Lesson(piece.row, piece.places[begin - 1 : end - 1], prompt, tuple(labels[begin:end])))
+            first = end
+    if pieces and not lessons:
+        warnings.warn(
+            "This batch has labels and no prompt in front of them (no token has the label -100): nothing of it will be found "
+            "again, and no edit is made. Give the prompt's tokens the label -100, as EditCollator does; in TRL pass `prompt` "
+            "and `completion` columns, or `assistant_only_loss=True` for conversations.",
+            stacklevel=2,
+        )
+    return [
+        Lesson(each.row, each.places, each.prompt[1:] if each.prompt[:1] == (bos,) else each.prompt, each.target)
+        for each in lessons
+    ]
+
+
+def new_edits(
+    anchors: Anchors, lessons: Sequence[Lesson], expert: int
+) -> tuple[list[Lesson], list[Anchor], list[dict[str, Any]]]:
+    """
+    The prompts that are not in the scope of the open expert yet, with the anchors to store and the ledger's entries of them.
+
+    A prompt that a committed expert answers is edited again: its anchor is stored once more, and the later one wins.
+    """
+    in_training = anchors.edit[anchors.expert >= expert].unique().tolist()
+    stored = {tuple(prompt) for edit in in_training for prompt in anchors.prompts(edit)}
+    new = {lesson.prompt: lesson for lesson in lessons if lesson.prompt and lesson.prompt not in stored}
+    first = anchors.next_edit()
+    ids = range(first, first + len(new))
+    made = [
+        Anchor(prompt, edit, expert, len(prompt) - 1 if lesson.target else 0, is_prompt=True)
+        for edit, (prompt, lesson) in zip(ids, new.items(), strict=True)
+    ]
+    entries = [
+        {"id": edit, "expert": expert, "prompt_ids": prompt, "target_ids": list(lesson.target)}
+        for edit, (prompt, lesson) in zip(ids, new.items(), strict=True)
+    ]
+    return list(new.values()), made, entries

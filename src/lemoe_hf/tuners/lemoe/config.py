@@ -110,8 +110,8 @@ class LEMoEConfig(PeftConfig):
     Args:
         num_experts (`int`): Committed experts in the bank.
         num_open_experts (`int`): Experts in training.
-        num_anchors (`int`), num_anchor_tokens (`int`), num_ledger_bytes (`int`), num_router_anchors (`int`), and
-        num_relation_features, num_relation_prompts, num_relation_marks, num_relation_stops, num_relation_continuing,
+        num_anchors, num_anchor_tokens, num_ledger_bytes, num_targets, num_target_tokens, num_token_kinds, num_reply_tokens,
+        num_router_anchors, num_relation_features, num_relation_prompts, num_relation_marks, num_relation_stops, num_relation_continuing,
         num_relation_keys (`int`):
             Sizes of what is stored beside them.
         output_scale (`float`, *optional*):
@@ -155,6 +155,10 @@ class LEMoEConfig(PeftConfig):
     num_anchors: int = 0
     num_anchor_tokens: int = 0
     num_ledger_bytes: int = 0
+    num_targets: int = 0
+    num_target_tokens: int = 0
+    num_token_kinds: int = 0
+    num_reply_tokens: int = 0
     num_router_anchors: int = 0
     num_relation_features: int = 0
     num_relation_prompts: int = 0

@@ -1,6 +1,6 @@
 """Experts, stacked: one gather and one matrix product a step, and no loop over experts.
 
-Axes: `b` batch, `t` tokens, `s` slots of the route, `e` experts, `d` size of the input, `o` of the output (for an FFN both are
+Axes: `g` pieces of texts, `n` tokens of each, `s` experts that are mixed, `e` experts of a stack, `d` size of the input, `o` of the output (for an FFN both are
 the hidden size), `r` width of an expert.
 """
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...routing.frozen import Frozen
+from ...routing.passes import Acting
 
 
 class Experts(Frozen):
@@ -85,17 +86,29 @@ class Experts(Frozen):
     def forward(self, x: torch.Tensor, experts: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            x (`torch.Tensor` of shape `(b, t, d)`): Input of the bypassed module.
-            experts (`torch.Tensor` of shape `(b, s)`): Indices into the stack.
-            gates (`torch.Tensor` of shape `(b, s, t)`): Weight of each expert at each token.
+            x (`torch.Tensor` of shape `(g, n, d)`): Input of the bypassed module.
+            experts (`torch.Tensor` of shape `(g, s)`): Indices into the stack.
+            gates (`torch.Tensor` of shape `(g, s, n)`): Weight of each expert at each token.
 
         Returns:
-            `torch.Tensor` of shape `(b, t, o)`.
+            `torch.Tensor` of shape `(g, n, o)`.
         """
-        # A single expert in training, wide as the paper's are, is not copied for every row.
-        index = 0 if self.trainable and len(self) == 1 else experts
+        # A single expert in training, wide as the paper's are, is not copied for every piece.
+        index = 0 if self.trainable and len(self) == 1 < len(x) else experts
         picked = {name: weight[index].to(x.dtype) for name, weight in self.weights().items()}
-        h = torch.matmul(x[:, None], picked["in_proj"])  # b s t r
+        h = torch.matmul(x[:, None], picked["in_proj"])  # g s n r
         if "gate_proj" in picked:
             h = F.silu(torch.matmul(x[:, None], picked["gate_proj"])) * h
         return torch.matmul(h * gates[..., None].to(x.dtype), picked["out_proj"]).sum(1)
+
+
+def bypass(bank: Experts, in_training: Experts, x: torch.Tensor, acting: Acting) -> torch.Tensor:
+    """What experts, committed and in training, make of inputs of shape `(g, n, d)`: shape `(g, n, o)`."""
+    experts, gates = acting.experts.to(x.device), acting.gates.to(x.device)
+    is_open = (experts >= acting.num_committed)[..., None]
+    delta = torch.zeros((), dtype=x.dtype, device=x.device)
+    if len(bank):
+        delta = delta + bank(x, experts.clamp(max=len(bank) - 1), gates * ~is_open)
+    if acting.uses_open:
+        delta = delta + in_training(x, (experts - acting.num_committed).clamp(min=0), gates * is_open)
+    return delta

@@ -5,7 +5,6 @@ Axes: `b` batch, `t` tokens, `s` slots of the route, `e` experts, `d` hidden siz
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,16 +14,18 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ... import structure
-from ...routing import nearest_anchor
+from ...generation import pad_right
 from ...routing.anchors import Anchor, Anchors
 from ...routing.context import RoutingContext
-from ...routing.forward_pass import token_labels
 from ...routing.kv_anchor import KVRouter
+from ...routing.passes import EVERYTHING, Acting, Batch, Pass
 from ...routing.relations import Relations
-from ...routing.route import Route
-from ...routing.training_batch import prompts_in_training
+from ...routing.router import Router
+from ...routing.targets import Targets
+from ...routing.training_batch import lessons_of, new_edits
+from ...routing.vocabulary import Vocabulary, kinds_from_lists
 from .config import LEMoEConfig
-from .experts import Experts
+from .experts import Experts, bypass
 from .ledger import Bytes, lines_of
 from .sizes import write_sizes
 
@@ -44,7 +45,15 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("lemoe_open", "lemoe_router")
-    other_param_names = ("lemoe_bank", "lemoe_router_bank", "lemoe_anchors", "lemoe_relations", "lemoe_ledger")
+    other_param_names = (
+        "lemoe_bank",
+        "lemoe_router_bank",
+        "lemoe_anchors",
+        "lemoe_targets",
+        "lemoe_vocabulary",
+        "lemoe_relations",
+        "lemoe_ledger",
+    )
 
     def __init__(self, base_layer: nn.Module, hidden_size: int, context: RoutingContext, is_block: bool = False):
         super().__init__()
@@ -61,6 +70,8 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         self.lemoe_router = nn.ModuleDict()
         self.lemoe_router_bank = nn.ModuleDict()
         self.lemoe_anchors = nn.ModuleDict()
+        self.lemoe_targets = nn.ModuleDict()
+        self.lemoe_vocabulary = nn.ModuleDict()
         self.lemoe_relations = nn.ModuleDict()
         self.lemoe_ledger = nn.ModuleDict()
         self._disable_adapters = False
@@ -91,6 +102,8 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         )
         if leads:
             self.lemoe_anchors[adapter_name] = Anchors(config.num_anchors, config.num_anchor_tokens)
+            self.lemoe_targets[adapter_name] = Targets(*(getattr(config, name) for name in Targets.sizes))
+            self.lemoe_vocabulary[adapter_name] = Vocabulary(*(getattr(config, name) for name in Vocabulary.sizes))
             self.lemoe_ledger[adapter_name] = Bytes(config.num_ledger_bytes)
             if config.asks_relation:
                 sizes = [getattr(config, name) for name in Relations.sizes]
@@ -174,79 +187,134 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
 
     # ----------------------------------------------------------------------------------------------------------- routing
 
-    def route(
-        self, adapter_name: str, root: nn.Module, ids: torch.Tensor, inputs: dict, is_whole: bool = False
-    ) -> Route | None:
+    def vocabulary(self, adapter_name: str) -> Vocabulary:
+        """What tokens are. An adapter from before that was kept by itself is given what its relations tell."""
+        vocabulary, relations = self.lemoe_vocabulary[adapter_name], self.lemoe_relations
+        if not vocabulary.is_known and adapter_name in relations and len(relations[adapter_name].stops):
+            known = relations[adapter_name]
+            vocabulary.kinds = kinds_from_lists(known.marks, known.stops, known.continuing)
+            write_sizes(self, adapter_name)
+        return vocabulary
+
+    def router(self, adapter_name: str) -> Router:
+        config = self.configs[adapter_name]
+        return Router(
+            self.lemoe_anchors[adapter_name],
+            self.lemoe_targets[adapter_name],
+            self.vocabulary(adapter_name),
+            self.lemoe_relations[adapter_name] if config.asks_relation else None,
+            config.threshold,
+            config.relation_threshold,
+        )
+
+    def _learns(self, adapter_name: str) -> bool:
+        return torch.is_grad_enabled() and self.lemoe_open[adapter_name].in_proj.requires_grad
+
+    def _acts_anyhow(self, adapter_name: str) -> bool:
+        return not self.configs[adapter_name].init_weights and not len(self.lemoe_anchors[adapter_name])
+
+    def may_act(self, adapter_name: str) -> bool:
+        """Whether anything of an adapter may have a say in a forward pass."""
+        has_edits = len(self.lemoe_anchors[adapter_name]) or len(self.lemoe_bank[adapter_name])
+        return bool(has_edits) or self._learns(adapter_name) or self._acts_anyhow(adapter_name)
+
+    def route(self, adapter_name: str, root: nn.Module, batch: Batch) -> Pass | Acting | None:
         """
-        Route a batch of prompts.
+        Find out what an adapter does in a forward pass.
 
         Args:
             adapter_name (`str`): The adapter.
             root (`nn.Module`): The model, for its input embeddings.
-            ids (`torch.Tensor` of shape `(b, t)`): Tokens of the prompts, -1 for everything else.
-            inputs (`dict`): What the forward pass was given.
-            is_whole (`bool`): Whether the prompts end where their tokens do, so that no token is of an answer.
+            batch ([`Batch`]): The texts of the pass.
 
         Returns:
-            The [`Route`], or `None` where every row is deferred.
+            What acts, or a [`Pass`] that will tell when the texts have been looked at; `None` where nothing acts.
         """
-        config, bank = self.configs[adapter_name], self.lemoe_bank[adapter_name]
-        learns = torch.is_grad_enabled() and self.lemoe_open[adapter_name].in_proj.requires_grad
-        in_training = self.training and learns
-        acts_anyhow = not config.init_weights and not len(self.lemoe_anchors[adapter_name])
-        if in_training:
-            anchors, bos = self.lemoe_anchors[adapter_name], structure.bos_token(root)
-            start, rows, *seen = prompts_in_training(anchors, ids, token_labels(inputs), bos, expert=len(bank))
-            if rows and config.routing == "kv_anchor" and config.router_replay:
-                embedded = KVRouter.anchors_of(root, ids, inputs)[rows]
-                self.lemoe_router_bank[adapter_name].remember(embedded, torch.full_like(start[rows, 0], len(bank)))
-            if rows:
-                self.store(adapter_name, *seen)
-            route = Route.to_open(start, len(bank), last_start=int(start.max()))
-        elif acts_anyhow:
-            route = Route.to_open(torch.zeros_like(ids[:, :1]), len(bank))
-        else:
-            relations = self.lemoe_relations[adapter_name] if config.asks_relation else None
-            route = nearest_anchor.route(
-                self.lemoe_anchors[adapter_name],
-                relations,
-                len(bank),
-                ids,
-                root.get_input_embeddings(),
-                is_whole,
-                config.threshold,
-                config.relation_threshold,
-            )
+        config, num_committed = self.configs[adapter_name], len(self.lemoe_bank[adapter_name])
+        learns = self._learns(adapter_name)
+        if self.training and learns:
+            return self._learn(adapter_name, root, batch)
+        if self._acts_anyhow(adapter_name):
+            return self._to_open(adapter_name, [(piece.row, piece.places) for piece in batch.pieces], batch)
+        if config.routing == "nearest_anchor":
+            return Pass(self.router(adapter_name), batch, num_committed, learns)
+        acting = self.lemoe_router[adapter_name].serve(
+            config,
+            self.lemoe_router_bank[adapter_name],
+            batch,
+            root,
+            self.lemoe_anchors[adapter_name] if config.deferral else None,
+            config.threshold,
+            self.has_open_edits(adapter_name),
+        )
+        if learns:  # in evaluation mode, too, a loss has gradients, if only of zero, for what can be trained
+            acting = acting or self._to_open(adapter_name, [(0, [0])], batch, gate=0.0)
+            acting.uses_open = True
+        return acting
+
+    def _to_open(
+        self, adapter_name: str, places: list[tuple[int, list[int]]], batch: Batch, gate: float = 1.0
+    ) -> Acting:
+        """The open expert, on these columns of rows."""
+        num_committed = len(self.lemoe_bank[adapter_name])
+        experts = torch.full((len(places), 1), num_committed, device=batch.ids.device)
+        gates = torch.full((len(places), 1), gate, device=batch.ids.device)
+        return Acting.of(places, experts, gates, batch.width, num_committed, uses_open=True)
+
+    def _learn(self, adapter_name: str, root: nn.Module, batch: Batch) -> Acting:
+        """Let the open expert act on the answers of a training batch, and put its prompts in scope."""
+        config, anchors = self.configs[adapter_name], self.lemoe_anchors[adapter_name]
+        num_committed = len(self.lemoe_bank[adapter_name])
+        lessons = lessons_of(batch.pieces, structure.bos_token(root))
+        new, made, entries = new_edits(anchors, lessons, num_committed)
+        device = batch.ids.device
+        if config.routing == "kv_anchor" and lessons:
+            router, bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
+            ids, _ = pad_right([list(lesson.prompt) for lesson in lessons], -1, device)
+            embedded = router.anchors_of(root, ids)
+            if new and config.router_replay:
+                rows = [lessons.index(lesson) for lesson in new]
+                bank.remember(embedded[rows], torch.full((len(rows),), num_committed, device=device))
+        if new:
+            targets = [(entry["id"], tuple(entry["target_ids"])) for entry in entries if entry["target_ids"]]
+            self.store(adapter_name, made, entries, targets)
+        places = [(lesson.row, lesson.places) for lesson in lessons]
+        if not lessons:
+            return self._to_open(adapter_name, [(0, [0])], batch, gate=0.0)
+        acting = self._to_open(adapter_name, places, batch)
         if config.routing == "kv_anchor":
-            router, router_bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
-            learner = route.experts[:, 0] if in_training else None
-            uses_open = in_training or acts_anyhow or self.has_open_edits(adapter_name)
-            embedded = router.anchors_of(root, ids, inputs)
-            route = router.route(config, router_bank, embedded, route, uses_open, learner)
-            if in_training and config.router_loss:
-                replayed = router_bank.others(embedded) if config.router_replay else None
-                route.loss = config.router_loss * router.loss(router_bank, embedded, learner, replayed)
-        if learns:
-            # In evaluation mode, too, a loss has gradients, if only of zero, for what can be trained.
-            route = route or Route.to_open(torch.zeros_like(ids[:, :1]), len(bank), gate=0.0)
-            route.uses_open = True
-        return route
+            learner = torch.full((len(lessons),), num_committed, device=device)
+            experts, gates = router.learn(config, bank, embedded, learner)
+            acting = Acting.of(places, experts, gates, batch.width, num_committed, uses_open=True)
+            if config.router_loss:
+                replayed = bank.others(embedded) if config.router_replay else None
+                acting.loss = config.router_loss * router.loss(bank, embedded, learner, replayed)
+        return acting
 
-    def route_all(self, adapter_name: str) -> Route:
-        """The route of inputs that are no text, in a model of another kind: through the open expert, whatever they are."""
-        start = torch.zeros(1, 1, dtype=torch.long, device=self.lemoe_open[adapter_name].in_proj.device)
-        route = Route.to_open(start, len(self.lemoe_bank[adapter_name]))
-        return replace(route, num_columns=Route.ENDLESS)
+    def act_on_all(self, adapter_name: str) -> Acting | None:
+        """Let the open expert act on inputs that are no text, in a model of another kind, whatever they are."""
+        device = self.lemoe_open[adapter_name].in_proj.device
+        none = torch.zeros(1, 1, dtype=torch.long, device=device)
+        num_committed = len(self.lemoe_bank[adapter_name])
+        ones = torch.ones(1, 1, 1, device=device)
+        return Acting(none, none, none + num_committed, ones, none == 0, EVERYTHING, num_committed, True)
 
-    def store(self, adapter_name: str, anchors: list[Anchor], entries: list[dict]) -> None:
-        """Append anchors and lines of the ledger."""
+    def store(
+        self,
+        adapter_name: str,
+        anchors: list[Anchor],
+        entries: list[dict],
+        targets: list[tuple[int, tuple[int, ...]]],
+    ) -> None:
+        """Append anchors, lines of the ledger, and targets."""
         self.lemoe_anchors[adapter_name].add(anchors)
+        self.lemoe_targets[adapter_name].add(targets)
         self.lemoe_ledger[adapter_name].append(lines_of(entries))
         write_sizes(self, adapter_name)
 
-    def remember(self, adapter_name: str, edits: list[int], embedded: torch.Tensor, is_question: torch.Tensor) -> None:
+    def remember(self, adapter_name: str, edits: list[int], embedded: torch.Tensor) -> None:
         """Append keys of edits, as [`Relations.add`] does: from now on they act only where they are asked for."""
-        self.lemoe_relations[adapter_name].add(edits, embedded, is_question)
+        self.lemoe_relations[adapter_name].add(edits, embedded)
         write_sizes(self, adapter_name)
 
     # ----------------------------------------------------------------------------------------------------------- forward
@@ -256,41 +324,45 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return output
         for adapter_name in self.active_adapters:
-            route = self.context.routes.get(adapter_name)
-            if route is not None and adapter_name in self.lemoe_bank:
-                output = self._bypass(adapter_name, route, x, output)
+            acting = self.context.acting(adapter_name) if adapter_name in self.lemoe_bank else None
+            if acting is not None:
+                output = self._bypass(adapter_name, acting, x, output)
         return output
 
-    def _bypass(self, adapter_name: str, route: Route, x: torch.Tensor, output):
+    def _bypass(self, adapter_name: str, acting: Acting, x: torch.Tensor, output):
         config = self.configs[adapter_name]
         hidden = output if isinstance(output, torch.Tensor) else output[0]
-        bank, experts = self.lemoe_bank[adapter_name], self.lemoe_open[adapter_name]
+        experts = self.lemoe_open[adapter_name]
         x = hidden if self.is_block else x
-        if x.dim() == 2:  # rows and columns in one
-            rows = len(route.experts)
-            if route.num_columns != Route.ENDLESS and len(x) != rows * route.num_columns:
-                raise ValueError(
-                    f"`target_modules` names a {type(self.base_layer).__name__} that is given {len(x)} tokens of the "
-                    f"{rows} x {route.num_columns} of the batch: which prompts they belong to cannot be told. Name the module "
-                    f"around it, or leave `target_modules` out."
-                )
-            x = x.unflatten(0, (rows, -1))
-        columns = x.shape[:2]
-        gates = route.gates_at(columns[1])
-        x = x.to(experts.in_proj.dtype)
+        index, written = self._places(acting, x)
+        base = hidden.reshape(-1, hidden.shape[-1])  # a mixture of experts may return its tokens in one row
+        read = x.reshape(-1, x.shape[-1])[index].to(experts.in_proj.dtype)
         if config.normalize:
-            x = F.rms_norm(x, x.shape[-1:])
-        is_open = (route.experts >= route.num_committed)[..., None]
-        delta = torch.zeros((), dtype=x.dtype, device=x.device)
-        if len(bank):
-            delta = delta + bank(x, route.experts.clamp(max=len(bank) - 1), gates * ~is_open)
-        if route.uses_open:
-            delta = delta + experts(x, (route.experts - route.num_committed).clamp(min=0), gates * is_open)
-        delta = delta * (config.lam * (config.output_scale or 1.0))
-        base = hidden.reshape(*columns, -1)  # a mixture of experts may return its tokens in one row
-        # A deferred token keeps the base model's bits, which adding a zero would not grant.
-        edited = torch.where((gates != 0).any(1)[..., None], base + delta.to(base.dtype), base).view_as(hidden)
+            read = F.rms_norm(read, read.shape[-1:])
+        delta = bypass(self.lemoe_bank[adapter_name], experts, read, acting) * (
+            config.lam * (config.output_scale or 1.0)
+        )
+        index = index[written]
+        # Only what an expert writes to is touched: all other tokens keep the base model's bits.
+        edited = base.index_put((index,), base[index] + delta[written].to(base.dtype)).view_as(hidden)
         return edited if isinstance(output, torch.Tensor) else (edited, *output[1:])
+
+    def _places(self, acting: Acting, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all tokens in one row those that experts read, of shape `(g, n)`, and which of them they write to."""
+        if acting.width == EVERYTHING:
+            index = torch.arange(x.shape[:-1].numel(), device=x.device)[None]
+            return index, torch.ones_like(index, dtype=torch.bool)
+        rows, columns, written = (each.to(x.device) for each in (acting.rows, acting.columns, acting.written))
+        if x.dim() > 2:
+            # Some models keep columns of their own before those of the tokens.
+            return rows * x.shape[1] + columns + (x.shape[1] - acting.width), written
+        if len(x) % acting.width or len(x) <= int(rows.max()) * acting.width:
+            raise ValueError(
+                f"`target_modules` names a {type(self.base_layer).__name__} that is given {len(x)} tokens of a batch of "
+                f"{acting.width} columns: which texts they belong to cannot be told. Name the module around it, or leave "
+                f"`target_modules` out."
+            )
+        return rows * acting.width + columns, written
 
     def __repr__(self) -> str:
         return "lemoe." + super().__repr__()

@@ -20,7 +20,7 @@ from ...routing.relations import TAPS
 from .config import LEMoEConfig
 from .layer import LEMoELayer
 from .ledger import entries_of
-from .sizes import check, fit_to
+from .sizes import check, completed, fit_to
 from .undo import remove_edit
 
 
@@ -135,7 +135,7 @@ class LEMoEModel(BaseTuner):
     def unload(self) -> nn.Module:
         """The base model, as it was before but for the `modules_to_save` of the active adapter, as with every PEFT method."""
         model = super().unload()
-        self.context.remove()
+        self.context.remove(model)
         return model
 
     def _check_merge_allowed(self) -> None:
@@ -161,7 +161,7 @@ class LEMoEModel(BaseTuner):
         return nullcontext()
 
     def generate(self, *args: Any, **kwargs: Any):
-        """`generate` of the base model, with the routes of its prompts held for the whole call."""
+        """`generate` of the base model, whose forward passes are told where the prompts end."""
         with self.context.generation(self.model, args, kwargs):
             return self.model.generate(*args, **kwargs)
 
@@ -187,11 +187,14 @@ class LEMoEModel(BaseTuner):
             for name, layer in layers.items()
             if adapter_name in layer.lemoe_bank
         }
+        own = {name: completed(layers[name], adapter_name, tensors) for name, tensors in own.items()}
         for name, tensors in own.items():  # all of them before the first is resized: an error changes nothing
             check(layers[name], adapter_name, tensors)
         for name, tensors in own.items():
             fit_to(layers[name], adapter_name, tensors)
-        return state_dict
+        return state_dict | {
+            f"{name}.{key}": tensor for name, tensors in own.items() for key, tensor in tensors.items()
+        }
 
     # ----------------------------------------------------------------------------------------------- experts and ledger
 
@@ -228,7 +231,11 @@ class LEMoEModel(BaseTuner):
         return in_training, committed
 
     def commit(
-        self, anchors: list[Anchor] | None = None, entries: list[dict] | None = None, adapter_name=None
+        self,
+        anchors: list[Anchor] | None = None,
+        entries: list[dict] | None = None,
+        adapter_name: str | None = None,
+        targets: list[tuple[int, tuple[int, ...]]] | None = None,
     ) -> None:
         """
         Freeze the experts in training: they join the bank and a new one is opened.
@@ -237,6 +244,7 @@ class LEMoEModel(BaseTuner):
             anchors (`list` of [`Anchor`], *optional*): Anchors to store with them, beside those that training has left.
             entries (`list[dict]`, *optional*): Ledger entries of the edits, one each, with an `id`.
             adapter_name (`str`, *optional*): The adapter, by default the active one.
+            targets (`list` of `tuple[int, tuple[int, ...]]`, *optional*): What edits answer, by their `id`, as tokens.
 
         Raises:
             ValueError: If no edit is in the open expert.
@@ -248,12 +256,18 @@ class LEMoEModel(BaseTuner):
             )
         for layer in self.lemoe_layers(name):
             layer.commit(name)
-        self.store(anchors or [], entries or [], name)
+        self.store(anchors or [], entries or [], name, targets or [])
 
-    def store(self, anchors: list[Anchor], entries: list[dict], adapter_name: str | None = None) -> None:
-        """Append anchors and ledger entries, and write the sizes of everything to the config."""
+    def store(
+        self,
+        anchors: list[Anchor],
+        entries: list[dict],
+        adapter_name: str | None = None,
+        targets: list[tuple[int, tuple[int, ...]]] | None = None,
+    ) -> None:
+        """Append anchors, ledger entries and targets, and write the sizes of everything to the config."""
         name = self._adapter(adapter_name)
-        self.lemoe_layers(name)[0].store(name, anchors, entries)
+        self.lemoe_layers(name)[0].store(name, anchors, entries, targets or [])
 
     def has_open_edits(self, adapter_name: str | None = None) -> bool:
         """Whether the open expert holds edits, by training or by an editor that has not filled it yet."""

@@ -10,10 +10,15 @@ from torch import nn
 
 from ...routing.anchors import Anchors
 from ...routing.relations import Relations
+from ...routing.targets import Targets
 
 
 if TYPE_CHECKING:
     from .layer import LEMoELayer
+
+
+# What adapters from before these were kept do not have, and are loaded without.
+LATER = ("lemoe_targets", "lemoe_vocabulary")
 
 
 def write_sizes(layer: LEMoELayer, adapter_name: str) -> None:
@@ -23,6 +28,9 @@ def write_sizes(layer: LEMoELayer, adapter_name: str) -> None:
     config.num_open_experts = len(layer.lemoe_open[adapter_name])
     config.num_anchors, config.num_anchor_tokens = len(anchors), len(anchors.tokens)
     config.num_ledger_bytes = len(layer.lemoe_ledger[adapter_name].bytes)
+    targets, vocabulary = layer.lemoe_targets[adapter_name], layer.lemoe_vocabulary[adapter_name]
+    config.num_targets, config.num_target_tokens = len(targets), len(targets.tokens)
+    config.num_token_kinds, config.num_reply_tokens = len(vocabulary.kinds), len(vocabulary.reply)
     if adapter_name in layer.lemoe_relations:
         relations = layer.lemoe_relations[adapter_name]
         tokens = (relations.marks, relations.stops, relations.continuing)
@@ -70,11 +78,22 @@ def check(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.Tens
                 f"The adapter's weights are damaged: {container} has unequal numbers of experts, {sizes}."
             )
     if adapter_name in layer.lemoe_anchors:
-        for container, kind in (("lemoe_anchors", Anchors), ("lemoe_relations", Relations)):
+        kinds = (("lemoe_anchors", Anchors), ("lemoe_targets", Targets), ("lemoe_relations", Relations))
+        for container, kind in kinds:
             prefix = f"{container}.{adapter_name}."
             own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
             if own:
                 kind.check(own)
+
+
+def completed(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict with nothing in the place of what was not kept yet when it was saved."""
+    missing = {
+        key: tensor.new_zeros(0)
+        for _, key, _, tensor in stored(layer, adapter_name)
+        if key.startswith(LATER) and key not in state_dict
+    }
+    return state_dict | missing
 
 
 def fit_to(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:

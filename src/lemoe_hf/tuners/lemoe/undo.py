@@ -37,6 +37,7 @@ def remove_edit(layers: list[LEMoELayer], adapter_name: str, edit: int) -> dict:
         raise KeyError(f"There is no edit {edit}; the ledger has {[entry['id'] for entry in entries][-20:]}.")
     entries.remove(removed)
     anchors.remove(edit)
+    lead.lemoe_targets[adapter_name].remove(edit)
     if adapter_name in lead.lemoe_relations:
         lead.lemoe_relations[adapter_name].remove(edit)
     expert = removed["expert"]

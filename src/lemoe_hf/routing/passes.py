@@ -1,0 +1,177 @@
+"""One forward pass: the texts in it, what they ask for, and on which of its columns which experts act."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from .layout import Piece
+from .router import Asking, Router, waiting
+from .text import Text
+
+
+# Width of a pass that has no columns: experts act on all that there is.
+EVERYTHING = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """
+    What a forward pass is given, text by text.
+
+    Args:
+        pieces (`list` of [`Piece`]): The new tokens of each text, and where they stand.
+        texts (`list` of [`Text`]): The texts, with these tokens.
+        firsts (`list[int]`): The column of each text's first new token.
+        ids (`torch.Tensor` of shape `(b, t)`): Tokens of the batch.
+        inputs (`dict`): All that the forward pass was given.
+        prompt (`torch.Tensor` of shape `(b, t)`, *optional*): The whole prompts of the call of `generate`, -1 for padding.
+    """
+
+    pieces: list[Piece]
+    texts: list[Text]
+    firsts: list[int]
+    ids: torch.Tensor
+    inputs: dict
+    prompt: torch.Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def askings(self) -> list[Asking]:
+        return [Asking(text, first) for text, first in zip(self.texts, self.firsts, strict=True)]
+
+
+@dataclass
+class Acting:
+    """
+    Which experts act on which columns of a forward pass.
+
+    Axes: `g` pieces of texts on which the same experts act, `n` columns of each, `s` experts that are mixed.
+
+    Args:
+        rows (`torch.Tensor` of shape `(g, n)`), columns (`torch.Tensor` of shape `(g, n)`): Places in the batch.
+        experts (`torch.Tensor` of shape `(g, s)`): Index in the bank of committed experts, then in the open ones.
+        gates (`torch.Tensor` of shape `(g, s, n)`): Weight of each expert.
+        written (`torch.Tensor` of shape `(g, n)`): The columns that experts write to; all others keep their bits.
+        width (`int`): Columns of the batch.
+        num_committed (`int`): Experts from this index on are open ones.
+        uses_open (`bool`): Whether any of them is.
+        loss (`torch.Tensor`, *optional*): Of a router that learns, to be added to the model's own.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    experts: torch.Tensor
+    gates: torch.Tensor
+    written: torch.Tensor
+    width: int
+    num_committed: int
+    uses_open: bool
+    loss: torch.Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        places: list[tuple[int, list[int]]],
+        experts: torch.Tensor,
+        gates: torch.Tensor,
+        width: int,
+        num_committed: int,
+        uses_open: bool,
+    ) -> Acting:
+        """
+        Experts of shape `(g, s)` with gates of shape `(g, s)`, each on the columns of one row, which `places` tell.
+        """
+        length = max(len(columns) for _, columns in places)
+        padded = [columns + [-1] * (length - len(columns)) for _, columns in places]
+        columns = torch.tensor(padded, device=experts.device)
+        rows = torch.tensor([row for row, _ in places], device=experts.device)[:, None].expand_as(columns)
+        written = columns >= 0
+        gates = gates[:, :, None] * written[:, None]
+        return cls(rows, columns.clamp(min=0), experts, gates, written, width, num_committed, uses_open)
+
+
+@dataclass
+class Pass:
+    """
+    What a pass asks for, and what acts in it. Its texts are read when it begins, decide at the last layer that is looked at,
+    and tell what acts when the first bypass asks.
+
+    Args:
+        router ([`Router`]): Of the adapter.
+        batch ([`Batch`]): What the pass was given.
+        num_committed (`int`): Experts from this index on are open ones.
+        learns (`bool`): Whether the open expert is to have gradients, if only of zero.
+    """
+
+    router: Router
+    batch: Batch
+    num_committed: int
+    learns: bool = False
+    recorded: list[torch.Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.askings = self.batch.askings
+        self.router.questions(self.askings)
+        self.waits = any(each.waits for each in self.askings)
+        self._acting: Acting | None = None
+        self._is_over = False
+
+    def tap(self, hidden: torch.Tensor) -> None:
+        """Keep, of hidden states of shape `(b, t, d)`, those at the columns where something may be asked for."""
+        rows, columns = [], []
+        for piece, asking in zip(self.batch.pieces, self.askings, strict=True):
+            for _, question in waiting([asking]):
+                rows.append(piece.row)
+                columns.append(piece.places[question.column - asking.first] + hidden.shape[1] - self.batch.width)
+        self.recorded.append(hidden[rows, columns])
+
+    def decide(self, embed: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Let the questions ask, once all hidden states are there."""
+        device = self.recorded[-1].device
+        self.router.score(self.askings, [states.to(device) for states in self.recorded], embed)
+        self.waits = False
+
+    def acting(self) -> Acting | None:
+        """What acts; `None` where the base model answers everything."""
+        if not self._is_over:
+            self._is_over, self._acting = True, self._act()
+        return self._acting
+
+    def _act(self) -> Acting | None:
+        if self.waits:
+            raise RuntimeError(
+                "Nothing has told what the prompts ask for: the layers that are looked at have not run before the bypass. "
+                "Pass `relation_gate=False` in the LEMoEConfig, or leave `target_modules` out."
+            )
+        places, experts = [], []
+        for piece, asking in zip(self.batch.pieces, self.askings, strict=True):
+            acts = asking.text.act(asking.first, asking.questions, self.router.targets.of)
+            of_expert: dict[int, list[int]] = {}
+            for place, expert in zip(piece.places, acts, strict=True):
+                if expert >= 0:
+                    of_expert.setdefault(expert, []).append(place)
+            for expert, acted_on in of_expert.items():
+                places.append((piece.row, acted_on))
+                experts.append(expert)
+        gates = [1.0] * len(experts)
+        if self.learns and not places:  # in evaluation mode, too, a loss has gradients, if only of zero
+            places.append((0, [self.batch.width - 1]))
+            experts.append(self.num_committed)
+            gates.append(0.0)
+        if not places:
+            return None
+        device = self.batch.ids.device
+        return Acting.of(
+            places,
+            torch.tensor(experts, device=device)[:, None],
+            torch.tensor(gates, device=device)[:, None],
+            self.batch.width,
+            self.num_committed,
+            uses_open=self.learns or max(experts) >= self.num_committed,
+        )

@@ -1,0 +1,187 @@
+"""
+Nearest anchor routing, the default: a text finds the edits whose anchors it holds, and of a subject's edits the one that it
+asks for. Nothing about it is trained with the edits.
+
+Axes: `n` columns that are asked, `p` pairs of such a column and a subject, `o` options, `k` as in [`Relations`].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from .anchors import Anchors
+from .relations import Relations, features_of, words_of
+from .scope import names, own_prompt
+from .targets import Targets
+from .text import Option, Question, Text
+from .vocabulary import MARK, Vocabulary
+
+
+@dataclass
+class Asking:
+    """A text in one forward pass: its first new column, and the questions that end from there on."""
+
+    text: Text
+    first: int
+    questions: list[Question] = field(default_factory=list)
+
+    @property
+    def waits(self) -> bool:
+        """Whether hidden states are needed to tell what is asked for."""
+        return any(option.key >= 0 for question in self.questions for option in question.options)
+
+
+@dataclass(frozen=True)
+class Router:
+    """
+    What an adapter knows of its edits' names and questions; it needs no model around it.
+
+    Args:
+        anchors ([`Anchors`]), targets ([`Targets`]): Of all edits.
+        vocabulary ([`Vocabulary`]): What the tokens are.
+        relations ([`Relations`], *optional*): Without them a subject alone asks for its edits.
+        threshold (`float`, *optional*), relation_threshold (`float`, *optional*): Replace those of anchors and relations.
+    """
+
+    anchors: Anchors
+    targets: Targets
+    vocabulary: Vocabulary
+    relations: Relations | None = None
+    threshold: float | None = None
+    relation_threshold: float | None = None
+
+    def questions(self, askings: Sequence[Asking]) -> None:
+        """Find out at which new columns of texts a question may end, and what it may ask for."""
+        to_search = [each for each in askings if self._may_ask(each.text, each.first)]
+        self._search([each.text for each in to_search])
+        for each in to_search:
+            if each.text.found:
+                each.questions = self._questions(each.text, each.first)
+
+    @staticmethod
+    def _may_ask(text: Text, first: int) -> bool:
+        return text.prompt is None or first < text.prompt or bool(text.asked(first))
+
+    def _search(self, texts: Sequence[Text]) -> None:
+        """Find the anchors in texts that have grown."""
+        grown = [text for text in texts if text.searched < len(text)]
+        if not grown or not len(self.anchors):
+            return
+        ids = torch.full((len(grown), max(map(len, grown))), -1)
+        for row, text in enumerate(grown):
+            ids[row, : len(text)] = torch.tensor(text.ids)
+        for text, found in zip(grown, self.anchors.find(ids, self.threshold), strict=True):
+            text.found, text.searched = found, len(text)
+
+    def _questions(self, text: Text, first: int) -> list[Question]:
+        """
+        An edit's own prompt asks where it ends, as far as the text is a prompt. Where nobody has told how far that is, any token
+        behind a name may be the end of a question, but for those within an edit's own prompt.
+        """
+        until = len(text) if text.prompt is None else min(text.prompt, len(text))
+        prompts = [match for match in text.found if match.is_prompt]
+        guessed = [match.last for match in prompts]
+        if text.prompt is None:
+            named = min((match.reached for match in text.found if not match.is_prompt), default=until)
+            within = {column for match in prompts for column in range(match.first, match.last)}
+            guessed += [column for column in range(max(first, named), until) if column not in within]
+        columns = {column: "guess" for column in guessed if first <= column < until} | text.asked(first)
+        questions = [self._question(text, column, kind) for column, kind in sorted(columns.items())]
+        return [each for each in questions if each.kind != "guess" or each.own or each.options]
+
+    def _question(self, text: Text, column: int, kind: str) -> Question:
+        own = own_prompt(text.found, column, text.said_until(column) if kind == "end" else column)
+        if own is not None:
+            return Question(column, kind, own, [])
+        named = names(self.anchors, text.found, text.ids, self.vocabulary, column)
+        # A subject that is named after the end of a sentence takes over; within a sentence, what is asked decides.
+        named = [match for match in named if not any(text.begins[other.first] > match.last for other in named)]
+        if kind == "guess":
+            named = [match for match in named if text.begins[column] <= match.last]
+        options = [self._option(match, each) for match in named for each in (match, *match.rivals)]
+        return Question(column, kind, None, options, [0.0] * len(options))
+
+    def _option(self, match, each) -> Option:
+        key, lowest = -1, -torch.inf
+        if self.relations is not None and len(self.relations):
+            key = int(self.relations.rows_of(torch.tensor([each.edit], device=self.relations.edit.device)))
+        if key >= 0:
+            lowest = self.relation_threshold
+            lowest = float(self.relations.threshold[key]) if lowest is None else lowest
+        return Option(match, each.edit, each.expert, key, lowest)
+
+    @torch.no_grad()
+    def score(
+        self,
+        askings: Sequence[Asking],
+        hidden: Sequence[torch.Tensor],
+        embed: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """
+        Tell how surely questions ask for their options.
+
+        Args:
+            askings (`Sequence` of [`Asking`]): Those that wait.
+            hidden (`Sequence` of `torch.Tensor`, each of shape `(n, d)`): What entered the layers that tell, at the columns
+                of [`waiting`], in their order.
+            embed (`Callable`): Input embeddings of tokens.
+        """
+        relations = self.relations
+        asked = waiting(askings)
+        pairs = [
+            (row, text, question, match)
+            for row, (text, question) in enumerate(asked)
+            for match in {(option.name.first, option.name.last): option.name for option in question.options}.values()
+        ]
+        spoken = [words_beside(text, question.column, (match.first, match.last)) for _, text, question, match in pairs]
+        device = hidden[0].device
+        flat = torch.tensor([token for words in spoken for token in words], dtype=torch.long, device=device)
+        embedded = words_of(embed(flat).detach()) if len(flat) else hidden[0].new_zeros(0, hidden[0].shape[-1])
+        num_words = len(relations.mean) - sum(states.shape[-1] for states in hidden)
+        owner = torch.tensor([i for i, words in enumerate(spoken) for _ in words], dtype=torch.long)
+        owner = owner.to(relations.mean.device)
+        projected = relations.project(embedded) if len(flat) else relations.mean.new_zeros(0, relations.num_directions)
+        count = torch.tensor([max(len(words), 1) for words in spoken], device=projected.device)[:, None]
+        said = projected.new_zeros(len(pairs), projected.shape[1]).index_add(0, owner, projected) / count
+        states = relations.project(features_of(list(hidden)), num_words)
+        rows = torch.tensor([row for row, *_ in pairs], device=states.device)
+        vectors = F.normalize(states[rows] + said, dim=-1)
+        of_pair = {(row, match.first, match.last): i for i, (row, _, _, match) in enumerate(pairs)}
+        keyed = [
+            (of_pair[row, option.name.first, option.name.last], question, i, option.key)
+            for row, (_, question) in enumerate(asked)
+            for i, option in enumerate(question.options)
+            if option.key >= 0
+        ]
+        keys = relations.keys[torch.tensor([key for *_, key in keyed], device=relations.keys.device)].float()
+        scores = relations.score_pairs(keys, vectors, torch.tensor([pair for pair, *_ in keyed], device=keys.device))
+        for (_, question, i, _), score in zip(keyed, scores.tolist(), strict=True):
+            question.scores[i] = score
+
+
+def waiting(askings: Sequence[Asking]) -> list[tuple[Text, Question]]:
+    """The questions of which hidden states are needed, each with its text."""
+    return [
+        (each.text, question)
+        for each in askings
+        for question in each.questions
+        if any(option.key >= 0 for option in question.options)
+    ]
+
+
+def words_beside(text: Text, column: int, name: tuple[int, int]) -> list[int]:
+    """Tokens of the last sentence up to a column, without those of the subject that it may be about."""
+    first, last = name
+    until = column if text.kinds[column] & MARK else text.said_until(column)
+    begin = text.begins[until]
+    if first < begin <= last + 1:  # a stop within the name ends no sentence
+        begin = text.begins[first]
+    return [
+        token
+        for each, token in enumerate(text.ids[begin : until + 1], begin)
+        if token >= 0 and not first <= each <= last
+    ]

@@ -1,0 +1,309 @@
+"""One text, as it grows: where it may ask for an edit, which edit it has asked for, and where that acts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+
+from .anchors import Match
+from .answer import LABEL, Answer
+from .vocabulary import COLON, HEADER, MARK, STOP, WORD, Vocabulary
+
+
+# Scores closer than this, in standard deviations, do not tell which of two wordings of one question is meant.
+NEAR = 2.0
+# Sentences that may stand between a question and the place of its answer: "Who was it? Answer briefly."
+BETWEEN = 1
+
+
+@dataclass(frozen=True)
+class Option:
+    """
+    An edit that a question may ask for.
+
+    Args:
+        name ([`Match`]): The subject by which it is found.
+        edit (`int`), expert (`int`): The edit and its expert.
+        key (`int`): The row of its key among the [`Relations`], -1 for an edit that answers whatever is asked.
+        threshold (`float`): The lowest score at which it is asked for.
+    """
+
+    name: Match
+    edit: int
+    expert: int
+    key: int
+    threshold: float
+
+
+@dataclass
+class Question:
+    """
+    A column of a text at which a question may end.
+
+    Args:
+        column (`int`): The column.
+        kind (`str`): `"mark"`, `"end"` of a prompt or a turn, or `"guess"` where nobody knows.
+        own ([`Match`], *optional*): The edit's own prompt that ends here.
+        options (`list` of [`Option`]): Edits of the subjects that were named.
+        scores (`list[float]`): How surely it asks for each.
+    """
+
+    column: int
+    kind: str
+    own: Match | None
+    options: list[Option]
+    scores: list[float] = field(default_factory=list)
+
+    def asked_for(self, excluded: Sequence[tuple[int, int]] = ()) -> Option | None:
+        """
+        The edit that is asked for. Of the edits of one subject that score nearly alike it is the first, whose wording is most
+        alike; of several subjects the one with the highest score, or the last of them.
+        """
+        best: tuple[float, int, Option] | None = None
+        groups: dict[tuple[int, int], list[tuple[float, Option]]] = {}
+        for score, option in zip(self.scores, self.options, strict=True):
+            span = (option.name.first, option.name.last)
+            if score >= option.threshold and span not in excluded:
+                groups.setdefault(span, []).append((score, option))
+        for span, group in groups.items():
+            highest = max(score for score, _ in group)
+            option = next(option for score, option in group if score >= highest - NEAR)
+            if best is None or (highest, span[1]) > best[:2]:
+                best = (highest, span[1], option)
+        return None if best is None else best[2]
+
+
+@dataclass
+class Decision:
+    """
+    What a question was found to ask for: an edit, which acts from `start` on, or nothing.
+
+    Args:
+        column (`int`), kind (`str`): Of the question.
+        edit (`int`, *optional*), expert (`int`): The edit and its expert; `None` and -1 where it asks for none.
+        targets (`tuple` of `tuple[int, ...]`): What the edit answers.
+        name (`tuple[int, int]`, *optional*): The columns of the subject by which it was found.
+        start (`int`): The first column on which the edit acts.
+        answered (`bool`): Whether the target has been said since.
+    """
+
+    column: int
+    kind: str
+    edit: int | None
+    expert: int
+    targets: tuple[tuple[int, ...], ...] = ()
+    name: tuple[int, int] | None = None
+    start: int = 0
+    answered: bool = False
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """
+    What a router with learned keys has chosen for a whole text: experts, each with its gate, by the tokens of its prompt.
+    """
+
+    experts: list[int]
+    gates: list[float]
+    prompt: tuple[int, ...]
+
+
+@dataclass
+class Text:
+    """
+    The tokens of one text so far, and what they have asked for. Columns are positions in the text; there is no padding.
+
+    It holds no tensor and no module: it is kept with a KV cache, or with a request, and copied along with it.
+
+    Args:
+        ends (`set[int]`): Columns at which a prompt is known to end.
+        prompt (`int`, *optional*):
+            Up to which column the text is a prompt, as far as its ends are known. `None` where nobody has told: then one may
+            end anywhere.
+    """
+
+    ends: set[int] = field(default_factory=set)
+    prompt: int | None = None
+    ids: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # the column of the batch that each token stood in
+    kinds: list[int] = field(default_factory=list)  # what each is, as the vocabulary tells
+    begins: list[int] = field(default_factory=list)  # the first column of the sentence that each token is of
+    content: list[bool] = field(default_factory=list)  # whether it says anything
+    headers: list[bool] = field(default_factory=list)  # whether it is within the header of a turn
+    replies: list[int] = field(default_factory=list)  # columns behind which an answer begins
+    marks: list[int] = field(default_factory=list)
+    found: list[Match] = field(default_factory=list)
+    searched: int = 0  # tokens of which the matches are known
+    decisions: list[Decision] = field(default_factory=list)
+    answer: Answer | None = None
+    acting: Decision | None = None
+    mixed: Mixed | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    # ----------------------------------------------------------------------------------------------------------- reading
+
+    def read(self, tokens: Sequence[int], places: Sequence[int], vocabulary: Vocabulary) -> None:
+        """Append tokens, which stand in these columns of the batch."""
+        table, reply = vocabulary.table, vocabulary.reply_tokens
+        known = len(table)
+        begin, header = 0, False
+        if self.ids:
+            begin = len(self.ids) if self.kinds[-1] & STOP else self.begins[-1]
+            header = self.headers[-1]
+        for token, place in zip(tokens, places, strict=True):
+            kind = table[token] if 0 <= token < known else 0
+            column = len(self.ids)
+            self.ids.append(token)
+            self.places.append(place)
+            self.kinds.append(kind)
+            self.begins.append(begin)
+            if kind & STOP:
+                begin, header = column + 1, bool(kind & HEADER)
+            self.headers.append(header)
+            self.content.append(not known or (bool(kind & WORD) and not header))
+            if kind & COLON:
+                self._unsay_label()
+            if kind & MARK:
+                self.marks.append(column)
+            if reply and token == reply[-1] and tuple(self.ids[-len(reply) :]) == reply:
+                self.replies.append(column)
+
+    def _unsay_label(self) -> None:
+        """A word or two in front of a colon, behind other text, are a label and say nothing: "Answer:"."""
+        line = range(self.begins[-1], len(self.ids))
+        if self.begins[-1] > 0 and sum(self.content[column] for column in line) <= LABEL:
+            for column in line:
+                self.content[column] = False
+
+    def cut(self, length: int) -> None:
+        """Forget all tokens from the column `length` on, and what they have asked for."""
+        for name in ("ids", "places", "kinds", "begins", "content", "headers"):
+            del getattr(self, name)[length:]
+        self.replies = [column for column in self.replies if column < length]
+        self.marks = [column for column in self.marks if column < length]
+        self.ends = {column for column in self.ends if column < length}
+        self.decisions = [decision for decision in self.decisions if decision.column < length]
+        self.found, self.searched = [], 0
+        self._close()
+        if self.decisions and self.decisions[-1].edit is not None:
+            self._open(self.decisions[-1])
+            for column in range(self.decisions[-1].column + 1, length):
+                self._read_answer(column)
+
+    def copy(self) -> Text:
+        """The same text, to go on by itself."""
+        lists = {name: value[:] for name, value in vars(self).items() if isinstance(value, list)}
+        decisions, acting, answer = deepcopy((self.decisions, self.acting, self.answer))
+        return replace(
+            self, **lists | {"ends": set(self.ends), "decisions": decisions, "acting": acting, "answer": answer}
+        )
+
+    def said_until(self, column: int) -> int:
+        """The last column up to this one that says something, within the turn; this one if there is none."""
+        for each in range(column, self._turn(column) - 1, -1):
+            if self.content[each]:
+                return each
+        return column
+
+    def _turn(self, column: int) -> int:
+        """Where the turn begins that a column is in: behind the place of the last answer before it."""
+        return max((each for each in (*self.replies, *self.ends) if each < column), default=-1) + 1
+
+    def sentences(self, first: int, last: int) -> int:
+        """How many sentences that say something end within columns `first` to `last`."""
+        count, has_content = 0, False
+        for column in range(first, last + 1):
+            has_content = has_content or self.content[column]
+            if self.kinds[column] & STOP and has_content:
+                count, has_content = count + 1, False
+        return count
+
+    # ---------------------------------------------------------------------------------------------------------- deciding
+
+    def asked(self, first: int) -> dict[int, str]:
+        """Columns from `first` on at which a question is known to end, and how that is known."""
+        known = {column: "end" for column in (*self.ends, *self.replies) if first <= column < len(self.ids)}
+        return known | {column: "mark" for column in self.marks if column >= first}
+
+    def act(
+        self, first: int, questions: Sequence[Question], targets_of: Callable[[int], tuple[tuple[int, ...], ...]]
+    ) -> list[int]:
+        """
+        Which expert acts on each column from `first` on, -1 for none.
+
+        Args:
+            questions (`Sequence` of [`Question`]): In those columns, in order, with their scores.
+            targets_of (`Callable`): The targets of an edit.
+        """
+        acts = [-1] * (len(self.ids) - first)
+        if self.acting is None and not questions:
+            return acts
+        asked = {question.column: question for question in questions}
+        for column in range(first if self.acting is not None else questions[0].column, len(self.ids)):
+            if self.acting is not None:
+                self._read_answer(column)
+            if column in asked:
+                self._decide(asked[column], targets_of)
+            if self.acting is not None:
+                acts[column - first] = self.acting.expert
+                # Adapters from before an edit had an end let it act from its subject on in its own prompt.
+                for earlier in range(max(self.acting.start, first), column):
+                    acts[earlier - first] = self.acting.expert
+        return acts
+
+    def _decide(self, question: Question, targets_of: Callable[[int], tuple[tuple[int, ...], ...]]) -> None:
+        column, kind = question.column, question.kind
+        if question.own is not None:
+            name = question.own
+            start = name.start if name.start < name.last else column
+            self._ask(Decision(column, kind, name.edit, name.expert, targets_of(name.edit), start=start))
+            return
+        if kind == "end" and self.answer is not None and not self.answer.begun:
+            return
+        if kind == "end":
+            last = self._last_question(column)
+            if last is not None and self.sentences(last.column + 1, column) <= BETWEEN:
+                if last.edit is not None and not last.answered:
+                    self._ask(replace(last, column=column, kind=kind, start=column))
+                return
+        begin = self.begins[column]
+        excluded = (
+            [each.name for each in self.decisions if each.name and each.column >= begin] if kind == "guess" else []
+        )
+        option = question.asked_for(excluded)
+        if option is not None:
+            span = (option.name.first, option.name.last)
+            targets = targets_of(option.edit)
+            self._ask(Decision(column, kind, option.edit, option.expert, targets, span, start=column))
+        elif kind == "mark":
+            self._ask(Decision(column, kind, None, -1))
+
+    def _last_question(self, column: int) -> Decision | None:
+        """The last decision at a question mark in the turn before a column."""
+        turn = self._turn(column)
+        asked = [each for each in self.decisions if each.kind == "mark" and turn <= each.column < column]
+        return asked[-1] if asked else None
+
+    def _ask(self, decision: Decision) -> None:
+        self.decisions.append(decision)
+        if decision.edit is None:
+            self._close()
+        else:
+            self._open(decision)
+
+    def _open(self, decision: Decision) -> None:
+        self.acting, self.answer = decision, Answer(decision.targets)
+
+    def _close(self) -> None:
+        self.acting = self.answer = None
+
+    def _read_answer(self, column: int) -> None:
+        if self.acting is None:
+            return
+        goes_on = self.answer.read(self.ids[column], self.kinds[column])
+        self.acting.answered = self.acting.answered or self.answer.said
+        if not goes_on:
+            self._close()
