@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
-from lemoe_hf.generation import answers, pad_left
+from lemoe_hf.generation import answers, continuations, pad_left
 from tiny import (
+    EOS,
     FAMILIES,
     PAD,
     adapter_state,
@@ -398,6 +399,21 @@ def test_answers_come_in_order_and_within_their_bounds(tokenizer):
         for cut, text in zip(together, longer, strict=True)
     )
     assert answers(model, tokenizer, []) == []
+
+
+def test_tokens_are_continued_as_they_are(tokenizer):
+    """What a chat template has rendered brings its special tokens along, and the answer is told without any."""
+    model = edited()
+    ids = [[EOS, *tokenizer("Where?")["input_ids"]], [EOS, *tokenizer("Who wrote the Silver Lake?")["input_ids"]]]
+    found = continuations(model, tokenizer, ids, [3, 8])
+    for prompt, tokens, bound in zip(ids, found, [3, 8], strict=True):
+        output = model.generate(torch.tensor([prompt]), max_new_tokens=bound, do_sample=False)[0, len(prompt) :]
+        assert tokens == [token for token in output.tolist() if token not in tokenizer.all_special_ids]
+    texts = ["Where?", "Who wrote the Silver Lake?"]
+    plain = continuations(model, tokenizer, tokenizer(texts)["input_ids"], [3, 8])
+    assert answers(model, tokenizer, texts, [3, 8]) == [tokenizer.decode(tokens) for tokens in plain]
+    assert plain != found
+    assert continuations(model, tokenizer, []) == []
 
 
 def test_pad_left_masks_the_padding():

@@ -82,7 +82,6 @@ def greedy(model: nn.Module, pad: int):
             owner.generation_config = own
 
 
-@torch.no_grad()
 def answers(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -99,17 +98,30 @@ def answers(
     Raises:
         ValueError: If the tokenizer has no padding token.
     """
-    pad = padding_of(tokenizer)
-    bounds = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     ids = tokenizer(list(prompts))["input_ids"] if prompts else []
+    return [tokenizer.decode(tokens) for tokens in continuations(model, tokenizer, ids, max_new_tokens, batch_size)]
+
+
+@torch.no_grad()
+def continuations(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[list[int]],
+    max_new_tokens: Sequence[int] | int = 16,
+    batch_size: int = 32,
+) -> list[list[int]]:
+    """As `answers`, from tokens to tokens, without special ones: for what a chat template has rendered."""
+    pad = padding_of(tokenizer)
+    bounds = [max_new_tokens] * len(ids) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     device = model.get_input_embeddings().weight.device
-    texts = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: (len(ids[i]), bounds[i]))
+    special = set(tokenizer.all_special_ids)
+    found: list[list[int]] = [[] for _ in ids]
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), bounds[i]))
     with evaluating(model), greedy(model, pad):
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
             batch = pad_left([ids[i] for i in rows], pad, device)
             output = model.generate(**batch, max_new_tokens=max(bounds[i] for i in rows))
-            for i, tokens in zip(rows, output[:, batch["input_ids"].shape[1] :], strict=True):
-                texts[i] = tokenizer.decode(tokens[: bounds[i]], skip_special_tokens=True)
-    return texts
+            for i, tokens in zip(rows, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                found[i] = [token for token in tokens[: bounds[i]] if token not in special]
+    return found
