@@ -2,7 +2,8 @@
 
 `reference_prompts.txt` holds everyday prompts that no edit is about, and `unrelated_sentences.txt` sentences for prompts to
 stand behind: nothing is calibrated on these. `relations.jsonl` holds relations, each asked for in a dozen
-ways, and `subjects.jsonl` invented names of every kind of subject that they are asked of.
+ways, and `subjects.jsonl` invented names of every kind of subject that they are asked of. `dialogues.jsonl` holds what is said
+around an edit's question in the conversations that are measured: nothing is learned from it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ def reference_relations() -> tuple[RelationPrompt, ...]:
             text = prompt.replace("{}", subject)
             prompts.append(RelationPrompt(relation, kinds.index(entry["kind"]), subject, text))
     return tuple(prompts)
+
+
+@cache
+def dialogue_wordings(part: str) -> tuple[dict[str, str], ...]:
+    """The lines of `dialogues.jsonl` for one part of a dialogue, such as `"topic"`: general questions, answered."""
+    return tuple(entry for entry in map(json.loads, _lines("dialogues.jsonl")) if entry["part"] == part)
 
 
 def _lines(name: str) -> list[str]:
