@@ -8,6 +8,7 @@ from pathlib import Path
 from ..data.edit import Edit
 from .accuracy import Accuracy
 from .contexts import Contexts
+from .conversation import Conversation
 from .evaluator import Evaluator, Measure
 from .journal import Journal
 from .locality import Locality
@@ -34,6 +35,13 @@ class EditEvaluator(Evaluator):
     | | `locality_kl` | divergence from the base model there, in nats |
     | `"contexts"` | `free_reliability_chat` | as `free_reliability`, with the prompt in the chat template |
     | | `free_reliability_prefix`, `free_reliability_document` | behind 50 unrelated tokens, and behind 500 |
+    | `"conversation"` | `conversation` | dialogues whose last answer is right: as one of the next two says |
+    | | `conversation_target` | asked for the edit: greedy answers that begin with the target |
+    | | `conversation_base` | asked for something else: the first 16 greedy tokens are the base model's |
+    | | `conversation_kept` | share of these tokens that are the base model's |
+    | | `conversation_*` | of each kind of dialogue, as [`Dialogue`] lists them |
+    | | `conversation_cache` | second turns that, put on the cache of the first, are answered as the whole sent again |
+    | | `conversation_alone` | dialogues of two turns that are answered alone as in a batch, token for token |
     | `"routing"` | `routed_prompt`, `routed_rephrase` | prompts and rephrasings on which the edit's own expert acts |
     | | `deferred_prompt`, `deferred_rephrase` | those on which no expert acts: falsely deferred |
     | | `deferred` | locality prompts on which no expert acts: the others are falsely accepted |
@@ -78,6 +86,7 @@ class EditEvaluator(Evaluator):
             "locality": Locality(batch_size, Journal(work, "base")),
             "portability": Accuracy("portability", "portability", batch_size),
             "contexts": Contexts(batch_size),
+            "conversation": Conversation(batch_size, edits, Journal(work, "base"), Journal(work, "answers")),
             "routing": Routing(batch_size),
         }
         wanted = DEFAULT if measures is None else measures
