@@ -28,6 +28,9 @@ from lemoe_hf.evaluation.pronoun import with_pronoun
         ("What instrument does Tom Ashford play?", "Tom Ashford", "What instrument do they play?"),
         ("Who is married to Tom Ashford?", "Tom Ashford", "Who is married to them?"),
         ("Tom Ashford is a citizen of", "Tom Ashford", "They are a citizen of"),
+        ("The twin city of Zembla is", "Zembla", "Its twin city is"),
+        ("When did the Zembla-class ships sail?", "Zembla", None),
+        ("Who is listed as Tom Ashford father?", "Tom Ashford", None),
         # Verbs are not bent.
         ("Tom Ashford works as", "Tom Ashford", None),
         ("Tom Ashford, a native of", "Tom Ashford", None),

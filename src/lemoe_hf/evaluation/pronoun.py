@@ -9,7 +9,7 @@ from ..data.edit import Edit
 
 # What a subject may be called before its name ("the town of Ulmenkirch", "the novel Ulmenkirch") and behind it.
 BEFORE = (
-    r"(?:(?:town|city|village|island|country|university) of|company|firm|novel|book|film|movie|play|restaurant|river"
+    r"(?:the (?:town|city|village|island|country|university) of|company|firm|novel|book|film|movie|play|restaurant|river"
     r"|programming language|drug|album|song|band|museum|series|painter|actor|singer)"
 )
 BEHIND = r"(?:program(?:me)?|series|band|company|museum|river)"
@@ -47,16 +47,18 @@ def with_pronoun(edit: Edit) -> str | None:
     text = re.sub(rf"\b(?:the )?{BEFORE} (?:the )?\0|\bthe \0", "\0", text, flags=re.IGNORECASE)
     text = re.sub(rf"\0 {BEHIND}\b", "\0", text)
 
+    verb, behind = (r"[a-z]+ed", r"(?=[?.]?$)") if is_person else (r"[a-z]", r"(?![\w-])")
+
     def agreeing(verb: str) -> str:
         return PLURAL.get(verb, verb) if is_person else verb
 
     rules = [
         (r"\0['’]s?(?!\w)", lambda match: whose),
-        (r"\bthe ((?:(?!of\b|the\b)[\w-]+ ){1,4})of \0(?!\w)", lambda match: f"{whose} {match[1].rstrip()}"),
-        (r"\b(is|was|does|has|did|had|are|were|do|can|will) \0(?!\w)", lambda match: f"{agreeing(match[1])} {who}"),
+        (r"\bthe ((?:(?!of\b|the\b)[\w-]+ ){1,4})of \0(?![\w-])", lambda match: f"{whose} {match[1].rstrip()}"),
+        (r"\b(is|was|does|has|did|had|are|were|do|can|will) \0(?![\w-])", lambda match: f"{agreeing(match[1])} {who}"),
         (r"^\0 (is|was|does|has|did|had)\b", lambda match: f"{who} {agreeing(match[1])}"),
-        (rf"^\0 (?={r'[a-z]+ed' if is_person else '[a-z]'})", lambda match: f"{who} "),
-        (r"(?<=\w )\0(?![\w-])", lambda match: whom),
+        (rf"^\0 (?={verb})", lambda match: f"{who} "),
+        (rf"(?<=\w )\0{behind}", lambda match: whom),
     ]
     for pattern, pronoun in rules:
         found, count = re.subn(pattern, pronoun, text, flags=re.IGNORECASE)
