@@ -49,8 +49,8 @@ def with_pronoun(edit: Edit) -> str | None:
 
     verb, behind = (r"[a-z]+ed", r"(?=[?.]?$)") if is_person else (r"[a-z]", r"(?![\w-])")
 
-    def agreeing(verb: str) -> str:
-        return PLURAL.get(verb, verb) if is_person else verb
+    def agreeing(word: str) -> str:
+        return PLURAL.get(word, word) if is_person else word
 
     rules = [
         (r"\0['’]s?(?!\w)", lambda match: whose),
