@@ -69,7 +69,10 @@ def evaluate(
     ] = None,
     measures: Annotated[
         str,
-        typer.Option("--measures", help="Some of these and of `contexts` and `routing`, with commas between them."),
+        typer.Option(
+            "--measures",
+            help="Some of these and of `contexts`, `conversation` and `routing`, with commas between them.",
+        ),
     ] = "reliability,generality,locality,portability",
     work: Annotated[
         Optional[Path],
