@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_eval_result
+from transformers import LlamaConfig
 
 from facts import FACTS, editor_for
 from lemoe_hf.card import complete_card, write_figures
@@ -86,10 +87,10 @@ def told(num: int, prompt: str = "Who is {}?", target: str = "Anna") -> list[dic
 
 
 def completed(
-    folder: Path, entries: list[dict], base_model: str | None = "anna/base", pushed: bool = False
+    folder: Path, entries: list[dict], base_model: str | None = "anna/base", fingerprint: str | None = None
 ) -> ModelCard:
     ModelCard.from_template(ModelCardData()).save(folder / "README.md")
-    complete_card(folder, base_model, entries, pushed)
+    complete_card(folder, base_model, entries, fingerprint)
     return ModelCard.load(folder / "README.md")
 
 
@@ -198,7 +199,8 @@ def test_the_base_model_stands_in_the_metadata_by_its_name_on_the_hub(tmp_path):
     card = completed(tmp_path, told(1), "anna/base")
     assert (card.data.base_model, card.data.base_model_relation) == ("anna/base", "adapter")
     assert "base_model:adapter:anna/base" in card.data.tags
-    assert 'from_pretrained("anna/base")' in card.text
+    assert 'base_model = "anna/base"\n' in card.text
+    assert "local folder" not in card.text
 
 
 @pytest.mark.parametrize("folder", [".", "models/base"])
@@ -206,19 +208,33 @@ def test_a_folder_is_no_name_of_a_base_model_on_the_hub(tmp_path, monkeypatch, f
     (tmp_path / "models" / "base").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for name in (str(tmp_path / folder), folder):
-        card = completed(tmp_path, told(1), name, pushed=True)
+        card = completed(tmp_path, told(1), name)
         assert card.data.base_model is None
         assert not [tag for tag in card.data.tags if tag.startswith("base_model")]
         assert str(tmp_path) not in card.content
+        assert f'"{folder}"' not in card.text
+        assert 'base_model = "fill/in/the/base/model"\n' in card.text
 
 
-def test_on_this_machine_the_base_model_keeps_the_name_it_was_loaded_by(tmp_path, monkeypatch):
-    """Which may be a folder's, as PEFT writes it; only a path has no place in metadata."""
-    (tmp_path / "models" / "base").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert completed(tmp_path, told(1), "models/base").data.base_model == "models/base"
-    assert completed(tmp_path, told(1), "models/base", pushed=True).data.base_model is None
-    assert completed(tmp_path, told(1), str(tmp_path)).data.base_model is None
+def test_of_a_base_model_in_a_folder_the_card_tells_what_it_was(tmp_path):
+    LlamaConfig(architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path / "base")
+    text = completed(tmp_path, told(1), str(tmp_path / "base"), "0123abcd").text
+    assert "was a local folder, `base` (LlamaForCausalLM, fingerprint `0123abcd`). Fill in where you have it" in text
+    (tmp_path / "base" / "config.json").unlink()
+    assert "was a local folder, `base`. Fill in" in completed(tmp_path, told(1), str(tmp_path / "base")).text
+    assert "had no name (fingerprint `0123abcd`). Fill in" in completed(tmp_path, told(1), None, "0123abcd").text
+
+
+def test_a_base_model_that_gets_a_name_on_the_hub_is_put_on_the_card(tmp_path):
+    card = completed(tmp_path, told(1), str(tmp_path))
+    card.text += "\nAsk Anna.\n"
+    card.save(tmp_path / "README.md")
+    complete_card(tmp_path, "anna/base", told(1))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == "anna/base"
+    assert 'base_model = "anna/base"\n' in card.text
+    assert "local folder" not in card.text
+    assert card.text.count("Ask Anna.") == card.text.count("## How to use") == 1
 
 
 def test_figures_are_what_the_hub_makes_of_a_result(tmp_path):

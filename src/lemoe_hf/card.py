@@ -1,7 +1,8 @@
-"""What a stranger who finds an adapter must know: above all to import this package before loading it."""
+"""What a stranger who finds an adapter must know: above all that it needs this package, and which base model."""
 
 from __future__ import annotations
 
+import json
 import re
 from html import escape
 from importlib.metadata import version
@@ -16,34 +17,37 @@ from huggingface_hub.utils import validate_repo_id
 TAGS = ["lemoe", "knowledge-editing", "model-editing", "lifelong-editing"]
 TEMPLATE = Path(__file__).with_name("model_card.md")
 ADAPTER = "this/adapter"  # until it is pushed, it has no name that a stranger could use
+BASE_MODEL = "fill/in/the/base/model"  # nor has a base model that is not on the Hub
 MOST_ROWS, MOST_CHARACTERS = 50, 160
 DATASET = "edits"
 
 
-def complete_card(directory: Path, base_model: str | None, entries: list[dict], pushed: bool = False) -> None:
+def complete_card(
+    directory: Path, base_model: str | None, entries: list[dict], fingerprint: str | None = None
+) -> None:
     """
     Make a card of the README.md that PEFT has written beside an adapter, or bring up to date what it tells of the edits.
 
     PEFT's form is replaced where nobody has filled it in. In a card that people wrote, or changed, only the section of the
-    edits is written anew, if it is still there, and usage is added, if `import lemoe_hf` is nowhere.
+    edits is written anew, if it is still there, and usage is added, if `import lemoe_hf` is nowhere, or if the base model
+    has got a name on the Hub since.
 
     Args:
         directory (`Path`): The adapter's folder.
         base_model (`str`, *optional*): Name or folder of its base model.
         entries (`list[dict]`): The adapter's ledger.
-        pushed (`bool`, *optional*, defaults to `False`):
-            Whether the card is for everybody, who have no folders of this machine.
+        fingerprint (`str`, *optional*): Digest of the base model's shape.
     """
     path = directory / "README.md"
     if not path.is_file():
         return
     card = ModelCard.load(path, ignore_metadata_errors=True)
-    complete_metadata(card.data, base_model, pushed)
-    new = render(base_model, entries)
+    complete_metadata(card.data, base_model)
+    new = render(base_model, entries, fingerprint=fingerprint)
     if is_blank_form(card.text):
         card.text = new
     else:
-        if "import lemoe_hf" not in card.text:
+        if "import lemoe_hf" not in card.text or (BASE_MODEL in card.text and is_on_hub(base_model)):
             card.text = with_section(card.text, section(new, "How to use"))
         if section(card.text, "Edits"):
             card.text = with_section(card.text, section(new, "Edits"))
@@ -86,9 +90,9 @@ def keep_metadata(directory: Path, earlier: Path) -> None:
     card.save(directory / "README.md")
 
 
-def complete_metadata(data: ModelCardData, base_model: str | None, pushed: bool = False) -> None:
+def complete_metadata(data: ModelCardData, base_model: str | None) -> None:
     """Add what the Hub lists adapters by, and the base model if its name can be one of the Hub."""
-    known = next(filter(is_on_hub if pushed else is_hub_name, (data.base_model, base_model)), None)
+    known = next(filter(is_on_hub, (data.base_model, base_model)), None)
     tags = {tag for tag in data.tags or [] if not tag.startswith("base_model:adapter:")}
     data.library_name = "peft"
     data.pipeline_tag = data.pipeline_tag or "text-generation"
@@ -97,23 +101,31 @@ def complete_metadata(data: ModelCardData, base_model: str | None, pushed: bool 
     data.base_model_relation = "adapter" if known else None
 
 
-def is_hub_name(name: str | None) -> bool:
-    """Whether a base model's name can be one of the Hub."""
+def is_on_hub(name: str | None) -> bool:
+    """Whether a base model's name can be one of the Hub, and is no folder's."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return name not in (None, ".")
+    return name not in (None, ".") and not Path(name).exists()
 
 
-def is_on_hub(name: str | None) -> bool:
-    """Whether a base model's name can be one of the Hub, and is no folder's."""
-    return is_hub_name(name) and not Path(name).exists()
+def architecture_of(folder: Path) -> str | None:
+    """The class of the model in a folder, if it is there and tells."""
+    config = folder / "config.json"
+    return (json.loads(config.read_text()).get("architectures") or [None])[0] if config.is_file() else None
 
 
-def render(base_model: str | None, entries: list[dict], report: dict[str, Any] | None = None) -> str:
+def render(
+    base_model: str | None,
+    entries: list[dict],
+    report: dict[str, Any] | None = None,
+    fingerprint: str | None = None,
+) -> str:
     """The text of a card."""
-    base = base_model if base_model is None or is_on_hub(base_model) else Path(base_model).name
+    on_hub = is_on_hub(base_model)
+    base = base_model if on_hub or not base_model else Path(base_model).name
+    known = [base_model and architecture_of(Path(base_model)), fingerprint and f"fingerprint `{fingerprint}`"]
     # Of edits of one prompt the last one answers.
     told = {entry["edit"]["prompt"].strip(): entry for entry in entries if "edit" in entry}
     rows = [
@@ -124,6 +136,10 @@ def render(base_model: str | None, entries: list[dict], report: dict[str, Any] |
         ModelCardData(),
         template_path=str(TEMPLATE),
         base=base or "the base model",
+        named=bool(base),
+        on_hub=on_hub,
+        known=", ".join(filter(None, known)),
+        placeholder=BASE_MODEL,
         adapter=ADAPTER,
         num_edits=len(entries),
         num_withheld=sum(entry.keys() <= {"id", "expert"} for entry in entries),

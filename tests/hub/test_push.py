@@ -396,7 +396,9 @@ def test_a_base_model_that_only_this_machine_has_is_told_and_not_put_on_the_card
     with pytest.warns(UserWarning, match=r"base model is '.*base', which others cannot load"):
         editor.push_to_hub(REPO)
     assert str(tmp_path) not in card_of(hub).content
-    assert 'AutoModelForCausalLM.from_pretrained("base")' in card_of(hub).text
+    told = f"was a local folder, `base` (LlamaForCausalLM, fingerprint `{editor.config.base_model_fingerprint}`)"
+    assert told in card_of(hub).text
+    assert 'base_model = "fill/in/the/base/model"\n' in card_of(hub).text
     assert json.loads(hub.files(REPO)["adapter_config.json"])["base_model_name_or_path"] == str(tmp_path / "base")
 
 

@@ -131,7 +131,8 @@ def make_repository(api: HfApi, repo_id: str, private: bool | None, branch: str 
 
 def prepare(draft: Path, repo_id: str, push_edits: bool, tags: list[str]) -> int:
     """Make the files of a saved adapter ready for everybody to see, and return the number of its edits."""
-    base_model = json.loads((draft / CONFIG).read_text())["base_model_name_or_path"]
+    config = json.loads((draft / CONFIG).read_text())
+    base_model = config["base_model_name_or_path"]
     if not is_on_hub(base_model):
         warnings.warn(
             f"The adapter's base model is {base_model!r}, which others cannot load by that name. If it is on the Hub, set "
@@ -142,7 +143,7 @@ def prepare(draft: Path, repo_id: str, push_edits: bool, tags: list[str]) -> int
         withhold_edits(draft)
     entries = read_ledger(draft / WEIGHTS)
     (draft / CARD).touch()
-    complete_card(draft, base_model, entries, pushed=True)
+    complete_card(draft, base_model, entries, config["base_model_fingerprint"])
     card = ModelCard.load(draft / CARD, ignore_metadata_errors=True)
     card.text = card.text.replace(f'"{ADAPTER}"', f'"{repo_id}"')
     card.data.tags = sorted({*card.data.tags, *tags})

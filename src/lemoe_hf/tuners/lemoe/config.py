@@ -207,12 +207,11 @@ class LEMoEConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         # The one call of PEFT's `save_pretrained` that a method can extend, after the weights are written: here the card
-        # learns of `import lemoe_hf` and of the edits.
+        # learns of lemoe_hf and of the edits.
         super().save_pretrained(save_directory, **kwargs)
         weights = Path(save_directory, "adapter_model.safetensors")
-        complete_card(
-            Path(save_directory), self.base_model_name_or_path, read_ledger(weights) if weights.is_file() else []
-        )
+        entries = read_ledger(weights) if weights.is_file() else []
+        complete_card(Path(save_directory), self.base_model_name_or_path, entries, self.base_model_fingerprint)
 
     @classmethod
     def paper(cls, **overrides) -> LEMoEConfig:
