@@ -1,4 +1,7 @@
-"""Tell PEFT about the methods of this package. The only file that changes anything of PEFT: all others only use it."""
+"""
+Tell PEFT about the methods of this package. All other files of it only use PEFT; beside it, `lemoe_hf_autoload` changes one
+table.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """
 `transformers serve`, to which `transformers chat` talks, loads a whole model by its folder, and an adapter that lies in the
-same folder with it, if the method was registered with PEFT before. A folder of an adapter alone is no model to it.
+same folder with it. A folder of an adapter alone is no model to it. `test_autoload.py` has the server itself.
 """
 
 from __future__ import annotations

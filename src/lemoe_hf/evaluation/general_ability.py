@@ -32,10 +32,9 @@ def general_ability(
     does not tell where the answer begins: an edit acts there as in any text, and in the examples of few-shot prompts too.
     lm-eval gives its results to the first process of a launch only, so this is for a single process.
 
-    The `lm_eval` command loads an adapter by its folder, if the method was registered with PEFT before:
+    The `lm_eval` command loads an adapter by its folder:
 
-        python -c "import lemoe_hf; from lm_eval.__main__ import cli_evaluate; cli_evaluate()" \\
-            --model hf --model_args pretrained=BASE,peft=ADAPTER --tasks arc_easy
+        lm_eval run --model hf --model_args pretrained=BASE,peft=ADAPTER --tasks arc_easy
 
     Args:
         model ([`~peft.PeftModel`]): The edited model.
