@@ -21,7 +21,19 @@ from ..routing.context import RoutingContext
 from ..routing.relations import TURNED_AWAY, LabelledPrompts, Relations, features_of, words_of
 from ..routing.router import words_beside
 from ..routing.text import Text
-from ..routing.vocabulary import COLON, CONTINUES, HEADER, MARK, SPECIAL, STOP, WORD, Vocabulary
+from ..routing.vocabulary import (
+    CAPITAL,
+    COLON,
+    CONTINUES,
+    HEADER,
+    MARK,
+    PRONOUN,
+    PRONOUNS,
+    SPECIAL,
+    STOP,
+    WORD,
+    Vocabulary,
+)
 from .hooks import recorded
 from .tokens import TokenizedEdit, columns, leading
 
@@ -144,10 +156,12 @@ def learn_vocabulary(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase)
         | WORD * (token not in special and any(each.isalnum() or each == "\ufffd" for each in text))
         | COLON * text.endswith(":")
         | HEADER * (token in names_speaker)
+        | CAPITAL * (text_behind[:1] == " " and text_behind[1:2].isupper())
+        | PRONOUN * (text.strip().lower() in PRONOUNS)
         for token, (text, text_behind) in enumerate(zip(texts, behind, strict=True))
     ]
     device = vocabulary.kinds.device
-    vocabulary.kinds = torch.tensor(kinds, dtype=torch.uint8, device=device)
+    vocabulary.kinds = torch.tensor(kinds, dtype=torch.int16, device=device)
     vocabulary.reply = torch.tensor(reply, dtype=torch.int32, device=device)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..structure import CACHE_NAMES
+from .compiled import number_of
 from .text import Text
 
 
@@ -21,7 +22,7 @@ def cache_in(holder: Any) -> Any:
     return None
 
 
-@dataclass
+@dataclass(eq=False)
 class CachedTexts:
     """
     The texts in the rows of a KV cache: of each adapter a list.
@@ -33,11 +34,13 @@ class CachedTexts:
         columns (`int`): Columns that have been seen, padding among them.
         texts (`dict[str, list[Text]]`): Of each adapter.
         cache (*optional*): The cache.
+        number (`torch.Tensor`, *optional*): By which operators in a compiled graph know this object.
     """
 
     columns: int = 0
     texts: dict[str, list[Text]] = field(default_factory=dict)
     cache: Any = None
+    number: torch.Tensor | None = None
 
     MOVED = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices")
 
@@ -45,11 +48,19 @@ class CachedTexts:
         """Keep the texts with a cache."""
         if getattr(cache, "lemoe_texts", None) is self:
             return
-        self.cache = cache
+        self.cache, self.number = cache, torch.tensor(number_of(self))
         cache.lemoe_texts = self
         for name in self.MOVED:
             if hasattr(type(cache), name):
                 setattr(cache, name, getattr(self, name))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"number": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.cache is not None:
+            self.number = torch.tensor(number_of(self))
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         type(self.cache).reorder_cache(self.cache, beam_idx)

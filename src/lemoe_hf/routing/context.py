@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..structure import text_config
+from ..structure import CACHE_NAMES, text_config
 from .cached import CachedTexts, cache_in
+from .compiled import act, begin, look, number_of
 from .continuous_batching import is_paged, managed, pieces_of_requests, text_of
 from .layout import Piece, pieces_of, prompt_ends
 from .passes import Acting, Batch, Pass
@@ -76,10 +77,15 @@ class RoutingContext:
     """
 
     def __init__(self, root: nn.Module):
+        self.root = root
         self.layers: list[nn.Module] = []
         self.blocks: list[nn.Module] = []
         # For each adapter the modules whose inputs tell what a prompt asks for; the last is in the first layer with a bypass.
         self.taps: dict[str, list[nn.Module]] = {}
+        self.looked_at: list[nn.Module] = []
+        # For operators in a compiled graph: by which number they know this object, and what keeps them in order.
+        self.number = number_of(self)
+        self._order: torch.Tensor | None = None
         self.handles = [
             root.register_forward_pre_hook(self.before_forward, with_kwargs=True),
             root.register_forward_hook(self.after_forward, with_kwargs=True, always_call=True),
@@ -101,6 +107,8 @@ class RoutingContext:
         self.taps[adapter_name] = blocks
         for block in blocks:
             if self.before_block not in block._forward_pre_hooks.values():
+                block.lemoe_tap = len(self.looked_at)
+                self.looked_at.append(block)
                 self.handles.append(block.register_forward_pre_hook(self.before_block, with_kwargs=True))
 
     def remove(self, root: nn.Module) -> None:
@@ -148,14 +156,21 @@ class RoutingContext:
     # ------------------------------------------------------------------------------------------------------------- hooks
 
     def before_forward(self, root: nn.Module, args: tuple, kwargs: dict) -> None:
+        inputs = kwargs if not args else {"input_ids": args[0], **kwargs}
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            self._begin_traced(inputs)
+            return
+        self._order = None
         if root.training:
             # A checkpointed block runs again in the backward pass, when other prompts may have been routed since.
             for block in self.blocks:
                 block.gradient_checkpointing = False
-        _running.set(self._begun(root, kwargs if not args else {"input_ids": args[0], **kwargs}))
+        _running.set(self._begun(root, inputs))
 
     def after_forward(self, root: nn.Module, args: tuple, kwargs: dict, output):
         """Keep the texts with a cache that the forward pass has made by itself, and add the loss of routers that learn."""
+        if torch.compiler.is_compiling():
+            return None
         running = _running.get()
         _running.set(None)
         if output is None or running is None:  # the forward pass has failed
@@ -169,14 +184,75 @@ class RoutingContext:
         return output
 
     def before_block(self, block: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Look at what enters a module."""
+        hidden = first_tensor(args, kwargs)
+        if torch.compiler.is_compiling():
+            self._order = look(self.number, block.lemoe_tap, hidden, self._in_order(hidden))
+        else:
+            self.look(block, hidden)
+
+    @torch.compiler.disable
+    def look(self, block: nn.Module, hidden: torch.Tensor) -> None:
         """Record what enters a module, and find out at the last one what the texts ask for."""
         running = _running.get()
         for name, of_adapter in running.passes.items() if running is not None else ():
             taps = self.taps.get(name, [])
             if of_adapter.waits and any(block is tap for tap in taps):
-                of_adapter.tap(first_tensor(args, kwargs))
+                of_adapter.tap(hidden)
                 if block is taps[-1]:
                     of_adapter.decide(running.embed)
+
+    # ---------------------------------------------------------------------------------------------------------- compiled
+
+    def _begin_traced(self, inputs: dict) -> None:
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            raise RuntimeError(
+                "A model with edits cannot be exported or traced: which edit acts is found out in Python, for each text anew. "
+                "Export the base model (`model.unload()`), or serve the edited one with `generate`."
+            )
+        ids, cache = inputs.get("input_ids"), cache_in(inputs)
+        kept = getattr(cache, "lemoe_texts", None)
+        if ids is None or (cache is not None and kept is None):
+            what = "`inputs_embeds`" if ids is None else "a cache that this model has not filled yet"
+            raise RuntimeError(
+                f"A compiled model with edits cannot read its texts from {what}. Run the prompt without the compiler, and "
+                f"compile the steps behind it, as `generate` does."
+            )
+        known = (inputs.get(name) for name in ("attention_mask", "position_ids", "labels"))
+        self._order = begin(self.number, ids, *known, None if kept is None else kept.number)
+
+    def begin_compiled(self, ids: torch.Tensor, inputs: dict, cache) -> None:
+        """What `before_forward` does, as an operator in a graph calls it."""
+        inputs = {**inputs, "input_ids": ids} | ({} if cache is None else {CACHE_NAMES[0]: cache})
+        _running.set(self._begun(self.root, inputs))
+
+    @torch.compiler.disable
+    def act_compiled(self, place: int, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """What a layer with a bypass does, as an operator in a graph calls it."""
+        if _running.get() is None:
+            raise RuntimeError(
+                "A compiled part of a model with edits runs by itself: which texts it is given cannot be told. Call the "
+                "model, not a part of it."
+            )
+        return self.layers[place].edited(x, hidden)
+
+    def in_graph(self, layer: nn.Module, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """What stands for a layer's bypass in a graph."""
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in layer.lemoe_open.parameters()):
+            raise RuntimeError(
+                "Experts cannot be trained in a compiled model: what they are trained on is found out in Python. Train without "
+                "the compiler (an edit trains a few columns of the upper layers), or call the model under `torch.no_grad()`."
+            )
+        return act(self.number, layer.place, x, hidden, self._in_order(hidden))
+
+    def _in_order(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.zeros((), dtype=torch.long, device=hidden.device) if self._order is None else self._order
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name not in ("number", "_order")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, number=number_of(self), _order=None)
 
     # ----------------------------------------------------------------------------------------------------------- routing
 
@@ -187,6 +263,7 @@ class RoutingContext:
                 if name in layer.active_adapters:
                     yield name, layer
 
+    @torch.compiler.disable
     def _begun(self, root: nn.Module, inputs: dict) -> Running | None:
         imposed = _imposed.get()
         if imposed is not None and imposed[0] is self:
@@ -197,7 +274,7 @@ class RoutingContext:
         leads = [(name, layer) for name, layer in leads if layer.may_act(name)]
         ids = self._tokens(root, inputs) if leads else None
         if ids is None:
-            return None
+            return Running()
         cache, running = cache_in(inputs), Running(root.get_input_embeddings())
         if cache is not None and is_paged(cache):
             pieces = pieces_of_requests(root, ids, cache)
@@ -257,7 +334,7 @@ class RoutingContext:
             columns = kept.length_in(cache)
             if columns < kept.columns:
                 kept.cut(columns)
-            elif columns > kept.columns:  # filled by other passes, of which nothing is known here
+            elif columns > kept.columns:
                 kept = CachedTexts(columns)
             kept.attach(cache)
         elif frame is not None:
@@ -275,11 +352,10 @@ class RoutingContext:
         if name not in kept.texts:
             kept.texts[name] = [Text() for _ in range(num)]
             if kept.columns:
+                check_known(frame, kept.columns)
                 for row, text in enumerate(kept.texts[name]):
-                    # Columns that went by unseen: `generate` knows their tokens.
-                    tokens = [-2] * kept.columns
-                    if frame is not None and frame.columns >= kept.columns:
-                        tokens = frame.prompt[row * len(frame.prompt) // num, : kept.columns].tolist()
+                    # Columns that went by unseen, as yet or by this adapter.
+                    tokens = frame.prompt[row * len(frame.prompt) // num, : kept.columns].tolist()
                     places = [place for place, token in enumerate(tokens) if token != -1]
                     text.read([tokens[place] for place in places], places, layer.vocabulary(name))
         return kept.texts[name]
@@ -316,6 +392,18 @@ def tell_ends(text: Text, piece: Piece, first: int, frame: Frame | None, columns
         text.prompt = within if columns >= frame.columns else len(text) + 1
         if within > first and columns >= frame.columns:
             text.ends.add(within - 1)
+
+
+def check_known(frame: Frame | None, columns: int) -> None:
+    """
+    Raises:
+        ValueError: If a cache holds columns of texts that went by unseen; `generate` knows their tokens.
+    """
+    if frame is None or frame.columns < columns:
+        raise ValueError(
+            f"The cache holds {columns} columns of texts that this model has not seen with its edits: which subjects they name "
+            f"and what they ask cannot be told. Pass the whole text, or fill the cache by the edited model."
+        )
 
 
 def keeps_by_default(root: nn.Module) -> bool:

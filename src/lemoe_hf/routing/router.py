@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from .anchors import Anchors
+from .anchors import Anchors, Match
 from .relations import Relations, features_of, words_of
 from .scope import names, own_prompt
 from .targets import Targets
 from .text import Option, Question, Text
-from .vocabulary import MARK, Vocabulary
+from .vocabulary import CAPITAL, MARK, PRONOUN, Vocabulary
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Router:
 
     @staticmethod
     def _may_ask(text: Text, first: int) -> bool:
-        return text.prompt is None or first < text.prompt or bool(text.asked(first))
+        return text.prompt is None or bool(text.asked(first))
 
     def _search(self, texts: Sequence[Text]) -> None:
         """Find the anchors in texts that have grown."""
@@ -79,17 +79,16 @@ class Router:
 
     def _questions(self, text: Text, first: int) -> list[Question]:
         """
-        An edit's own prompt asks where it ends, as far as the text is a prompt. Where nobody has told how far that is, any token
-        behind a name may be the end of a question, but for those within an edit's own prompt.
+        Where nobody has told where prompts end, an edit's own prompt asks at its last token, and any token behind a name may be
+        the end of a question, but for those within an edit's own prompt.
         """
-        until = len(text) if text.prompt is None else min(text.prompt, len(text))
-        prompts = [match for match in text.found if match.is_prompt]
-        guessed = [match.last for match in prompts]
+        columns = text.asked(first)
         if text.prompt is None:
-            named = min((match.reached for match in text.found if not match.is_prompt), default=until)
+            prompts = [match for match in text.found if match.is_prompt]
             within = {column for match in prompts for column in range(match.first, match.last)}
-            guessed += [column for column in range(max(first, named), until) if column not in within]
-        columns = {column: "guess" for column in guessed if first <= column < until} | text.asked(first)
+            named = min((match.reached for match in text.found if not match.is_prompt), default=len(text))
+            guessed = {match.last for match in prompts} | set(range(max(first, named), len(text))) - within
+            columns = {column: "guess" for column in guessed if column >= first} | columns
         questions = [self._question(text, column, kind) for column, kind in sorted(columns.items())]
         return [each for each in questions if each.kind != "guess" or each.own or each.options]
 
@@ -102,10 +101,31 @@ class Router:
         named = [match for match in named if not any(text.begins[other.first] > match.last for other in named)]
         if kind == "guess":
             named = [match for match in named if text.begins[column] <= match.last]
-        options = [self._option(match, each) for match in named for each in (match, *match.rivals)]
+        options = [
+            self._option(match, each)
+            for match in named
+            for each in (match, *match.rivals)
+            if not self._is_about_another(text, column, each)
+        ]
         return Question(column, kind, None, options, [0.0] * len(options))
 
-    def _option(self, match, each) -> Option:
+    def _is_about_another(self, text: Text, column: int, match: Match) -> bool:
+        """
+        Whether a question that does not name a subject itself is about somebody or something else: it holds a capitalised word
+        that does not stand in the edit's prompt, and nothing that stands for what was named before.
+        """
+        until = text.said_until(column)
+        begin = text.begins[until]
+        if match.last >= begin:
+            return False
+        kinds = text.kinds[begin : until + 1]
+        if any(kind & PRONOUN for kind in kinds):
+            return False
+        prompt = set().union(*self.anchors.prompts(match.edit))
+        said = text.ids[begin + 1 : until + 1]
+        return any(kind & CAPITAL and token not in prompt for token, kind in zip(said, kinds[1:], strict=True))
+
+    def _option(self, match: Match, each: Match) -> Option:
         key, lowest = -1, -torch.inf
         if self.relations is not None and len(self.relations):
             key = int(self.relations.rows_of(torch.tensor([each.edit], device=self.relations.edit.device)))

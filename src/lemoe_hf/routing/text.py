@@ -247,39 +247,49 @@ class Text:
                 self._read_answer(column)
             if column in asked:
                 self._decide(asked[column], targets_of)
-            if self.acting is not None:
+            if self.acting is not None and column >= self.acting.start:
                 acts[column - first] = self.acting.expert
                 # Adapters from before an edit had an end let it act from its subject on in its own prompt.
                 for earlier in range(max(self.acting.start, first), column):
                     acts[earlier - first] = self.acting.expert
         return acts
 
+    def _answer_begins(self, column: int, targets: tuple[tuple[int, ...], ...]) -> int:
+        """
+        From which column on an edit acts that is asked for at a question mark: from the one behind which its answer begins, as
+        far as that has come. What stands between them says nothing.
+        """
+        begins = {target[0] for target in targets}
+        while column + 1 < len(self.ids) and not self.content[column + 1] and self.ids[column + 1] not in begins:
+            column += 1
+        return column
+
     def _decide(self, question: Question, targets_of: Callable[[int], tuple[tuple[int, ...], ...]]) -> None:
-        column, kind = question.column, question.kind
-        if question.own is not None:
-            name = question.own
-            start = name.start if name.start < name.last else column
-            self._ask(Decision(column, kind, name.edit, name.expert, targets_of(name.edit), start=start))
-            return
+        column, kind, name, edit, expert = question.column, question.kind, None, None, -1
         if kind == "end" and self.answer is not None and not self.answer.begun:
             return
-        if kind == "end":
-            last = self._last_question(column)
-            if last is not None and self.sentences(last.column + 1, column) <= BETWEEN:
-                if last.edit is not None and not last.answered:
-                    self._ask(replace(last, column=column, kind=kind, start=column))
-                return
+        last = self._last_question(column) if kind == "end" and question.own is None else None
+        if last is not None and self.sentences(last.column + 1, column) <= BETWEEN:
+            if last.edit is not None and not last.answered:
+                self._ask(replace(last, column=column, kind=kind, start=column))
+            return
+        if question.own is not None:
+            edit, expert = question.own.edit, question.own.expert
+        else:
+            option = question.asked_for(self._asked_in_sentence(column) if kind == "guess" else [])
+            if option is not None:
+                name, edit, expert = (option.name.first, option.name.last), option.edit, option.expert
+        if edit is None and kind != "mark":
+            return
+        targets = () if edit is None else targets_of(edit)
+        start = self._answer_begins(column, targets) if kind == "mark" else column
+        if question.own is not None and question.own.start < question.own.last:
+            start = min(start, question.own.start)
+        self._ask(Decision(column, kind, edit, expert, targets, name, start))
+
+    def _asked_in_sentence(self, column: int) -> list[tuple[int, int]]:
         begin = self.begins[column]
-        excluded = (
-            [each.name for each in self.decisions if each.name and each.column >= begin] if kind == "guess" else []
-        )
-        option = question.asked_for(excluded)
-        if option is not None:
-            span = (option.name.first, option.name.last)
-            targets = targets_of(option.edit)
-            self._ask(Decision(column, kind, option.edit, option.expert, targets, span, start=column))
-        elif kind == "mark":
-            self._ask(Decision(column, kind, None, -1))
+        return [each.name for each in self.decisions if each.name is not None and each.column >= begin]
 
     def _last_question(self, column: int) -> Decision | None:
         """The last decision at a question mark in the turn before a column."""
@@ -289,7 +299,9 @@ class Text:
 
     def _ask(self, decision: Decision) -> None:
         self.decisions.append(decision)
-        if decision.edit is None:
+        # In a prompt whose end is known a question is answered at the end, or in the turn that answers it.
+        is_within = decision.kind == "mark" and self.prompt is not None and decision.column < self.prompt - 1
+        if decision.edit is None or is_within:
             self._close()
         else:
             self._open(decision)

@@ -10,9 +10,11 @@ import torch
 from .frozen import Frozen
 
 
-# A question ends here; any sentence does, or a turn; it is one of the tokenizer's own tokens; a name goes on with it; it holds a
-# letter or a digit; it ends in a colon; the header of a turn follows, which names who speaks.
-MARK, STOP, SPECIAL, CONTINUES, WORD, COLON, HEADER = 1, 2, 4, 8, 16, 32, 64
+# A question ends here; any sentence does, or a turn; it is one of the tokenizer's own tokens; a name goes on with it; it holds
+# a letter or a digit; it ends in a colon; the header of a turn follows, which names who speaks; a capitalised word begins; it
+# stands for somebody or something that was named.
+MARK, STOP, SPECIAL, CONTINUES, WORD, COLON, HEADER, CAPITAL, PRONOUN = (2**i for i in range(9))
+PRONOUNS = frozenset("it its he him his she her hers they them their theirs there that this these those here".split())
 
 
 class Vocabulary(Frozen):
@@ -30,9 +32,9 @@ class Vocabulary(Frozen):
 
     def __init__(self, num_kinds: int = 0, num_reply: int = 0):
         super().__init__()
-        self.register_buffer("kinds", torch.zeros(num_kinds, dtype=torch.uint8))
+        self.register_buffer("kinds", torch.zeros(num_kinds, dtype=torch.int16))
         self.register_buffer("reply", torch.zeros(num_reply, dtype=torch.int32))
-        self._table: tuple[torch.Tensor, bytes, tuple[int, ...]] | None = None
+        self._table: tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]] | None = None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         self._table = None
@@ -46,15 +48,15 @@ class Vocabulary(Frozen):
     def is_known(self) -> bool:
         return len(self.kinds) > 0
 
-    def _looked_up(self) -> tuple[torch.Tensor, bytes, tuple[int, ...]]:
+    def _looked_up(self) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]:
         # Texts are read token by token: a table in Python answers faster than a tensor.
         if self._table is None or self._table[0] is not self.kinds:
-            self._table = (self.kinds, self.kinds.cpu().numpy().tobytes(), tuple(self.reply.tolist()))
+            self._table = (self.kinds, tuple(self.kinds.tolist()), tuple(self.reply.tolist()))
         return self._table
 
     @property
-    def table(self) -> bytes:
-        """The kind of every token, a byte each."""
+    def table(self) -> tuple[int, ...]:
+        """The kind of every token."""
         return self._looked_up()[1]
 
     @property
@@ -71,7 +73,7 @@ def kinds_from_lists(marks: torch.Tensor, stops: torch.Tensor, continuing: torch
     """What tokens are, as far as adapters tell that were saved before there was more to tell."""
     lists = {MARK: marks, STOP: stops, CONTINUES: continuing}
     known = 1 + max(int(tokens.max()) for tokens in lists.values() if len(tokens))
-    kinds = torch.zeros(known, dtype=torch.uint8, device=stops.device)
+    kinds = torch.zeros(known, dtype=torch.int16, device=stops.device)
     for kind, tokens in lists.items():
         kinds[tokens.long()] |= kind
     kinds[kinds & STOP == 0] |= WORD

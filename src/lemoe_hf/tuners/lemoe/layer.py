@@ -63,6 +63,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             _get_in_out_features(base_layer) if is_linear(base_layer) else (hidden_size, hidden_size)
         )
         self.is_block = is_block
+        self.place = len(context.layers)
         self.context = context
         self.configs: dict[str, LEMoEConfig] = {}
         self.lemoe_open = nn.ModuleDict()
@@ -323,17 +324,21 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         output = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return output
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        compiled = torch.compiler.is_compiling()
+        edited = self.context.in_graph(self, x, hidden) if compiled else self.edited(x, hidden)
+        return edited if isinstance(output, torch.Tensor) else (edited, *output[1:])
+
+    def edited(self, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """What the module gives, `hidden`, with what experts make of its input `x`, as the pass that is running tells."""
         for adapter_name in self.active_adapters:
             acting = self.context.acting(adapter_name) if adapter_name in self.lemoe_bank else None
             if acting is not None:
-                output = self._bypass(adapter_name, acting, x, output)
-        return output
+                hidden = self._bypass(adapter_name, acting, hidden if self.is_block else x, hidden)
+        return hidden
 
-    def _bypass(self, adapter_name: str, acting: Acting, x: torch.Tensor, output):
-        config = self.configs[adapter_name]
-        hidden = output if isinstance(output, torch.Tensor) else output[0]
-        experts = self.lemoe_open[adapter_name]
-        x = hidden if self.is_block else x
+    def _bypass(self, adapter_name: str, acting: Acting, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        config, experts = self.configs[adapter_name], self.lemoe_open[adapter_name]
         index, written = self._places(acting, x)
         base = hidden.reshape(-1, hidden.shape[-1])  # a mixture of experts may return its tokens in one row
         read = x.reshape(-1, x.shape[-1])[index].to(experts.in_proj.dtype)
@@ -344,8 +349,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         )
         index = index[written]
         # Only what an expert writes to is touched: all other tokens keep the base model's bits.
-        edited = base.index_put((index,), base[index] + delta[written].to(base.dtype)).view_as(hidden)
-        return edited if isinstance(output, torch.Tensor) else (edited, *output[1:])
+        return base.index_put((index,), base[index] + delta[written].to(base.dtype)).view_as(hidden)
 
     def _places(self, acting: Acting, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of all tokens in one row those that experts read, of shape `(g, n)`, and which of them they write to."""
