@@ -17,9 +17,11 @@ from tiny import (
     PAD,
     adapter_state,
     assert_same,
+    cache_of,
     decode_by_hand,
     edited,
     logits,
+    on_cache,
     prompts_of,
     put_edits,
     tiny,
@@ -282,9 +284,10 @@ def test_a_second_turn_on_the_same_cache_equals_the_whole_conversation(family):
     model = model_of(family)
     first, second = PROMPTS[0], [230, *PROMPTS[1], 231]
     cache = DynamicCache(config=model.config)
-    turn = generate(model, first, past_key_values=cache, return_dict_in_generate=True)
+    turn = generate(model, first, **on_cache(model, cache), return_dict_in_generate=True)
     conversation = [*turn.sequences[0].tolist(), *second]
-    output = generate(model, conversation, past_key_values=cache, output_logits=True, return_dict_in_generate=True)
+    options = on_cache(model, cache) | {"output_logits": True, "return_dict_in_generate": True}
+    output = generate(model, conversation, **options)
     full = logits(model, output.sequences)[:, len(conversation) - 1 : -1]
     torch.testing.assert_close(torch.stack(output.logits, 1), full, rtol=1e-4, atol=1e-4)
     assert not torch.equal(output.sequences, generate(tiny(family), conversation))
@@ -297,12 +300,11 @@ def test_a_second_turn_on_the_same_cache_equals_the_whole_conversation(family):
 def test_a_manual_loop_on_a_cache_equals_generate(family, size):
     """The prompt at once, or in chunks that each show a part of the subject."""
     model = model_of(family)
-    name = "cache_params" if family == "mamba" else "past_key_values"
     ids, cache = torch.tensor(PROMPTS[:3]), None
     for first in range(0, 6, size):
-        output = model(input_ids=ids[:, first : first + size], use_cache=True, **{name: cache})
-        cache = output[name]
-    ids = decode_by_hand(partial(model, use_cache=True, **{name: cache}), output, ids, NEW)
+        output = model(input_ids=ids[:, first : first + size], use_cache=True, **on_cache(model, cache))
+        cache = cache_of(output)
+    ids = decode_by_hand(partial(model, use_cache=True, **on_cache(model, cache)), output, ids, NEW)
     assert torch.equal(ids, generate(model, PROMPTS[:3]))
 
 
@@ -314,11 +316,11 @@ def test_a_cache_whose_rows_are_repeated_goes_on_for_each_of_them(family, width)
     model = model_of(family)
     lead = torch.stack([torch.tensor(PROMPTS[0][:4]), unrelated(1, length=4)[0]])
     lead = lead if width > 1 else torch.cat([lead, torch.tensor([PROMPTS[0][4:5], [240]])], 1)
-    cache = model(input_ids=lead, use_cache=True).past_key_values
+    cache = cache_of(model(input_ids=lead, use_cache=True))
     cache.batch_repeat_interleave(2)
     behind = torch.tensor([[*PROMPTS[0][4:], 250], [4, 251, 252], [*PROMPTS[0][4:], 253], [254, 4, 5]])[:, -width:]
     ids = torch.cat([lead.repeat_interleave(2, 0), behind], 1)
-    actual = model(input_ids=behind, past_key_values=cache, use_cache=True).logits
+    actual = model(input_ids=behind, use_cache=True, **on_cache(model, cache)).logits
     torch.testing.assert_close(actual, logits(model, ids)[:, -width:], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(actual[0], logits(tiny(family), ids)[0, -width:], atol=1e-2)
 
@@ -333,8 +335,8 @@ def test_two_generations_with_two_caches_do_not_disturb_each_other(family):
     for step in range(NEW):
         for i in range(2):
             new = texts[i] if step == 0 else texts[i][:, -1:]
-            output = model(input_ids=new, past_key_values=caches[i], use_cache=True)
-            caches[i] = output.past_key_values
+            output = model(input_ids=new, use_cache=True, **on_cache(model, caches[i]))
+            caches[i] = cache_of(output)
             scores = output.logits[:, -1]
             scores[:, model.config.eos_token_id] = -torch.inf
             texts[i] = torch.cat([texts[i], scores.argmax(-1, keepdim=True)], 1)
@@ -372,8 +374,8 @@ def test_compiled_decoding_finds_its_route_on_a_static_cache():
     step = torch.compile(root, fullgraph=True, backend="eager")
     for batch in (torch.tensor(PROMPTS[:2]), torch.tensor(PROMPTS[2:3] + unrelated(1, length=6).tolist())):
         cache = StaticCache(config=root.config, max_cache_len=32)
-        output = root(input_ids=batch, past_key_values=cache)
-        ids = decode_by_hand(partial(step, past_key_values=cache), output, batch, NEW)
+        output = root(input_ids=batch, **on_cache(root, cache))
+        ids = decode_by_hand(partial(step, **on_cache(root, cache)), output, batch, NEW)
         assert torch.equal(ids, generate(model, batch))
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 from functools import cache
 
+import pytest
 import torch
+from packaging.version import Version
 from peft import PeftModel, get_peft_model
+from peft import __version__ as peft_version
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -21,9 +24,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3MoeConfig,
 )
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from lemoe_hf import LEMoEConfig
 from lemoe_hf.routing.anchors import Anchor
+from lemoe_hf.structure import CACHE_NAMES, cache_argument
 
 
 VOCAB, HIDDEN, LAYERS = 320, 32, 4
@@ -58,6 +63,11 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "mamba": MambaConfig(**SPECIAL, hidden_size=HIDDEN, num_hidden_layers=LAYERS, state_size=4),
 }
 FAMILIES = ["llama", "gpt2", "opt", "bloom", "qwen3_moe", "gemma3"]
+
+# transformers loads adapters with any PEFT, but has adapters of no method switched by one that is older than it asks for.
+needs_transformers_adapters = pytest.mark.skipif(
+    Version(peft_version) < Version(MIN_PEFT_VERSION), reason=f"this transformers asks for PEFT {MIN_PEFT_VERSION}"
+)
 
 
 @cache
@@ -167,6 +177,16 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
+
+
+def on_cache(model: PeftModel | PreTrainedModel, cache) -> dict:
+    """A cache, under the name that a forward pass and `generate` have for it."""
+    return {cache_argument(model.get_base_model() if isinstance(model, PeftModel) else model): cache}
+
+
+def cache_of(output):
+    """The cache in what a forward pass returns."""
+    return next(output[name] for name in CACHE_NAMES if name in output)
 
 
 def decode_by_hand(step, output, ids: torch.Tensor, num: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftMixedModel, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 
 from lemoe_hf import LEMoEConfig
-from tiny import edited, logits, prompts_of, put_edits, tiny, unrelated
+from tiny import edited, logits, needs_transformers_adapters, prompts_of, put_edits, tiny, unrelated
 
 
 def lora(**settings) -> LoraConfig:
@@ -60,6 +60,7 @@ def test_edits_on_a_model_with_lora_merged_into_it():
     assert not torch.equal(logits(model, prompts), logits(tiny(), prompts))
 
 
+@needs_transformers_adapters
 def test_both_are_active_at_once_in_a_model_of_transformers(tmp_path):
     torch.manual_seed(0)
     model, source, prompts = tiny(), edited(), prompts_of(2)
