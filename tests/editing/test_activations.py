@@ -246,6 +246,17 @@ def test_of_what_a_layer_returns_only_hidden_states_are_kept():
     assert not any(each is not None for each in batch.hidden[1:])
 
 
+def test_nothing_is_reused_where_layers_run_again_above_the_bypass():
+    """What comes before a bypass in the first round comes after it in the second."""
+    model = model_in_training("llama")
+    decoder = model.base_model.model.model
+    decoder.layers.extend(list(decoder.layers[2:]))
+    model.config.num_hidden_layers = len(decoder.layers)
+    assert reusable_of(model) == (False, 0.0)
+    batch = batch_for(model, reuse=False)
+    torch.testing.assert_close(cached_losses(batch), plain_losses(model))
+
+
 def test_building_a_batch_leaves_no_hook_when_it_fails(monkeypatch):
     model = model_in_training("llama")
     blocks = structure.find_stack(model.base_model.model)[1]

@@ -112,10 +112,16 @@ class CachedBatch:
                 cache = cache_in(self.root(input_ids=ids[:1, :shared], use_cache=True))
                 cache.batch_repeat_interleave(len(ids))
             if self.blocks:
-                record = self.blocks[-1].register_forward_hook(
-                    lambda module, args, output: recorded.update(output=output)
-                )
-                stack.callback(record.remove)
+
+                def record(module: nn.Module, args: tuple, output: object) -> None:
+                    if "bypassed" in recorded:  # in such a loop it is not frozen: it sees what an expert has done
+                        raise ValueError("layers below the bypass run again above it")
+                    recorded["output"] = output
+
+                stack.callback(self.blocks[-1].register_forward_hook(record).remove)
+                for layer in self.context.layers:
+                    reached = layer.register_forward_pre_hook(lambda module, args: recorded.update(bypassed=True))
+                    stack.callback(reached.remove)
             position = torch.arange(shared, ids.shape[1], device=ids.device)[None]
             output = self._forward(ids[:, shared:], mask, position, cache)
         if self.blocks:
