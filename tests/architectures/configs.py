@@ -63,7 +63,7 @@ SAME_HEADS: dict[str, Any] = {"num_key_value_heads": 4}
 MAMBA2: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1}
 OWN_SIZES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32"), SAME_HEADS),
-    **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu", "nemotron"), SAME_HEADS),
+    **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "minicpm3", "sarvam_mla", "youtu", "nemotron"), SAME_HEADS),
     **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), {"head_dim": 8}),
     "bailing_hybrid": SAME_HEADS | {"layer_group_size": 2},
     **dict.fromkeys(("cohere", "cohere2"), {"logit_scale": 1.0}),
@@ -86,6 +86,8 @@ OWN_SIZES: dict[str, dict[str, Any]] = {
         "swa_q_lora_rank": 16,
         "swa_kv_lora_rank": 16,
     },
+    "dory": {"n_input_layers": 1, "n_output_layers": 0},  # the others run twice, the bypassed one among them
+    **dict.fromkeys(("inkling2_text", "inkling2_loop_text"), {"unpadded_vocab_size": VOCAB}),
     **dict.fromkeys(("gemma3n_text", "gemma4_unified_assistant"), {"num_kv_shared_layers": 0}),
     "gemma4_assistant": {"hidden_size_per_layer_input": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
