@@ -2,9 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A plain `torch` would bring CUDA.
+TORCH := $(shell grep ^torch== constraints.txt)
+# The lower bounds in pyproject.toml, but torch's.
+LOWEST := $(shell sed -n '/^dependencies/,/^]/s/^  "\([^>]*\)>=\([^,"]*\).*/\1==\2/p' pyproject.toml | grep -v ^torch)
+# What runs without extras.
+CORE := tests/test_generation.py tests/test_loading.py tests/editing tests/routing tests/tuners tests/peft_habits tests/cli
 MODEL := models/SmolLM2-135M-Instruct
 
-.PHONY: demo test peft-tests quality style examples clean
+.PHONY: demo test newest lowest peft-tests quality style examples clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +31,18 @@ demo: $(VENV)/installed $(MODEL)/model.safetensors
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2
 
+# The package with the newest versions of all that it needs, and with the lowest.
+newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -q --upgrade pip
+	.venv-newest/bin/python -m pip install -q --upgrade --upgrade-strategy eager $(TORCH) -e . pytest pytest-xdist tokenizers
+	.venv-newest/bin/python -m pytest -q -n 2 $(CORE)
+
+lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q $(TORCH) $(LOWEST) -e . pytest pytest-xdist tokenizers
+	.venv-lowest/bin/python -m pytest -q -n 2 $(CORE)
+
 # Prints what they print. On a tiny random model; EXAMPLES_MODEL names another one.
 examples: $(VENV)/installed
 	$(BIN)/python -m pytest -q -rP tests/examples
@@ -43,4 +61,4 @@ style: $(VENV)/installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) models demo-adapter .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest models demo-adapter .pytest_cache .ruff_cache .mypy_cache
