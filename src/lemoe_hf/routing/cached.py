@@ -15,11 +15,10 @@ from .text import Text
 
 def cache_in(holder: Any) -> Any:
     """The cache among the arguments of a forward pass, or in its output."""
-    for name in CACHE_NAMES:
-        cache = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
-        if cache is not None:
-            return cache
-    return None
+    if not isinstance(holder, Mapping):
+        return next((cache for name in CACHE_NAMES if (cache := getattr(holder, name, None)) is not None), None)
+    # An output answers to names that it does not have any more, and complains.
+    return next((holder[name] for name in CACHE_NAMES if name in holder and holder[name] is not None), None)
 
 
 @dataclass(eq=False)
