@@ -6,18 +6,24 @@ Or, with `by="words"`, models whose prompts ask by any word of the sentence.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 import torch.nn.functional as F
-from lemoe_hf.routing.route import Route
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from lemoe_hf import LEMoEConfig
 from lemoe_hf.editing.relations import prompt_features
+from lemoe_hf.routing.cached import cache_in
+from lemoe_hf.routing.context import Running
+from lemoe_hf.routing.passes import Acting
 from lemoe_hf.routing.relations import LabelledPrompts, Relations
 from tiny import PAD, logits, prompts_of, put_edits, tiny
+from worded import put_vocabulary, vocabulary_of
 
 
 # Tokens that ask for something; a full stop; and a score that lies between those of equal and of different askers.
@@ -62,8 +68,8 @@ def _learned(family: str, layers: tuple[int, ...] | None, by: str) -> dict[str, 
 def features_of_prompts(
     model: PeftModel, prompts: list[list[int]], subjects: list[tuple[int, int]], adapter_name: str = "default"
 ) -> torch.Tensor:
-    root, context, stops = model.base_model.model, model.base_model.context, torch.tensor([STOP])
-    return prompt_features(root, context, adapter_name, prompts, subjects, stops, PAD)
+    root, context, vocabulary = model.base_model.model, model.base_model.context, vocabulary_of(stops=(STOP,))
+    return prompt_features(root, context, adapter_name, prompts, subjects, vocabulary, PAD)
 
 
 def gated(
@@ -91,8 +97,7 @@ def teach(
     relations = relations_of(model, adapter_name)
     for name, tensor in _learned(family, layers and tuple(layers), by).items():
         setattr(relations, name, tensor.clone())
-    relations.marks = torch.tensor(marks, dtype=torch.int32)
-    relations.stops = torch.tensor([*marks, STOP], dtype=torch.int32)
+    put_vocabulary(model, vocabulary_of(marks, (STOP,)), adapter_name)
 
 
 def relations_of(model: PeftModel, adapter_name: str = "default") -> Relations:
@@ -100,44 +105,132 @@ def relations_of(model: PeftModel, adapter_name: str = "default") -> Relations:
 
 
 def put_asked(
-    model: PeftModel, prompts: list[list[int]], span: tuple[int, int], seed: int = 0, name="default"
+    model: PeftModel,
+    prompts: list[list[int]],
+    span: tuple[int, int],
+    seed: int = 0,
+    name: str = "default",
+    targets: list[list[int]] | None = None,
 ) -> None:
     """Commit random experts, as an editor would, which act where their prompts' askers ask for them."""
-    edits = put_edits(model, prompts, [span] * len(prompts), adapter_name=name, seed=seed)
+    edits = put_edits(model, prompts, [span] * len(prompts), adapter_name=name, seed=seed, targets=targets)
     features = features_of_prompts(model, prompts, [span] * len(prompts), name)
     embedded = relations_of(model, name).embed(features)
-    is_question = torch.ones(len(prompts), dtype=torch.bool)
-    model.base_model.lemoe_layers(name)[0].remember(name, edits, embedded, is_question)
+    model.base_model.lemoe_layers(name)[0].remember(name, edits, embedded)
 
 
 # --------------------------------------------------------------------------------------------------------- expectations
 
 
-def imposed(model: PeftModel, rows: list[list[tuple[int, int, int | None]]]):
-    """A context in which the experts of each row act from a column to another, whatever the prompts ask for."""
-    slots = max(1, *map(len, rows))
-    padded = [[(0, 0, 0)] * (slots - len(row)) + row for row in rows]
-    table = torch.tensor([[(e, s, Route.ENDLESS if end is None else end) for e, s, end in row] for row in padded])
-    experts, start, end = table.unbind(-1)
-    gates = (end > start).float()
+# The expert that acts on a row, and its first column and the one behind its last; `None` where it acts to the end.
+Span = tuple[int, int, int | None]
+
+
+@contextmanager
+def imposed(model: PeftModel, rows: Sequence[Sequence[Span]]) -> Iterator[None]:
+    """
+    Inside, the experts of each row act from a column to another, whatever the prompts ask for, and however the tokens are
+    dealt out to forward passes.
+    """
+    context, columns = model.base_model.context, Columns()
+
+    def begun(root, inputs: dict) -> Running:
+        return Running(known=known(model, rows, *columns.of(inputs)))
+
+    context._begun = begun
+    try:
+        yield
+    finally:
+        del context._begun
+
+
+def known(model: PeftModel, rows: Sequence[Sequence[Span]], num: int, past: int, width: int) -> dict[str, Acting]:
+    """What acts in a pass of `num` rows and `width` columns, behind `past` columns. A row may stand for several beams."""
+    places, experts = [], []
+    for row in range(num):
+        for expert, start, end in rows[row * len(rows) // num]:
+            last = past + width if end is None else min(end, past + width)
+            columns = list(range(max(start, past), last))
+            if columns:
+                places.append((row, [column - past for column in columns]))
+                experts.append([expert])
+    if not places:
+        return {}
     committed = len(model.base_model.lemoe_layers()[0].lemoe_bank["default"])
-    route = Route(experts, gates, start, end, committed, last_start=int(start.max()))
-    route.seal()
-    return model.base_model.context.pinned({"default": route})
+    gates = torch.ones(len(experts), 1)
+    return {"default": Acting.of(places, torch.tensor(experts), gates, width, committed, uses_open=False)}
 
 
-def expected_logits(model: PeftModel, ids, rows: list[list[tuple[int, int, int | None]]], **inputs) -> torch.Tensor:
+@dataclass
+class Columns:
+    """Counts columns from pass to pass, for caches that keep a state and no count."""
+
+    seen: int = 0
+
+    def of(self, inputs: dict) -> tuple[int, int, int]:
+        """Rows of a pass, columns behind it, and columns in it."""
+        tokens, cache = inputs.get("input_ids", inputs.get("inputs_embeds")), cache_in(inputs)
+        try:
+            past = 0 if cache is None else int(cache.get_seq_length())
+        except ValueError:
+            past = self.seen
+        self.seen = past + tokens.shape[1]
+        return len(tokens), past, tokens.shape[1]
+
+
+@contextmanager
+def watched(model: PeftModel) -> Iterator[list[list[int]]]:
+    """
+    Gives a list that fills with what acts on each column of each row: an expert, or -1. A column that passes once more, since
+    it had been taken back, is that of its last pass.
+    """
+    context, columns, rows, passes = model.base_model.context, Columns(), [], []
+
+    def begun(root, inputs: dict) -> Running | None:
+        running = type(context)._begun(context, root, inputs)
+        passes.append((*columns.of(inputs), running))
+        return running
+
+    context._begun = begun
+    try:
+        yield rows
+    finally:
+        del context._begun
+        for num, past, width, running in passes:
+            rows += [[] for _ in range(num - len(rows))]
+            for row in rows[:num]:
+                row[past:] = [-1] * width
+            routed = running and running.passes.get("default")
+            acting = routed.acting() if routed else running and running.known.get("default")
+            for piece in range(len(acting.rows) if acting else 0):
+                for row, column, is_written in zip(
+                    acting.rows[piece].tolist(), acting.columns[piece].tolist(), acting.written[piece].tolist(), strict=True
+                ):
+                    if is_written:
+                        rows[row][past + column] = int(acting.experts[piece, 0])
+
+
+def expected_logits(model: PeftModel, ids, rows: Sequence[Sequence[Span]], **inputs) -> torch.Tensor:
     with imposed(model, rows):
         return logits(model, ids, **inputs)
 
 
-def expected_text(model: PeftModel, ids, rows: list[list[tuple[int, int, int | None]]], **options) -> torch.Tensor:
+def expected_text(model: PeftModel, ids, rows: Sequence[Sequence[Span]], **options) -> torch.Tensor:
     with imposed(model, rows):
         return generate(model.base_model.model, ids, **options)
+
+
+# Nothing that is decoded asks or ends a sentence, unless a test wants it to: random models say anything.
+DECODING = {
+    "max_new_tokens": 6,
+    "min_new_tokens": 6,
+    "do_sample": False,
+    "pad_token_id": PAD,
+    "suppress_tokens": [*ASKERS, STOP],
+}
 
 
 def generate(model, ids, **options) -> torch.Tensor:
     ids = torch.as_tensor(ids)
     ids = ids[None] if ids.dim() == 1 else ids
-    defaults = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
-    return model.generate(input_ids=ids, **(defaults | options))
+    return model.generate(input_ids=ids, **(DECODING | options))

@@ -103,6 +103,7 @@ def put_edits(
     adapter_name: str | None = None,
     seed: int = 0,
     start: int | None = None,
+    targets: list[list[int]] | None = None,
 ) -> list[int]:
     """
     Commit one random expert for each prompt, as an editor would, and return the identifiers of the edits.
@@ -110,7 +111,8 @@ def put_edits(
     Args:
         prompts (`list[list[int]]`): Tokens of the prompts.
         subjects (`list[tuple[int, int]]`, *optional*): First and last token of each prompt's subject.
-        start (`int`, *optional*): Token of the prompt from which on the expert acts, by default its subject's last.
+        start (`int`, *optional*): Token of the prompt from which on the expert acts, by default its last.
+        targets (`list[list[int]]`, *optional*): Tokens of what each answers; without them it acts as long as the text goes on.
     """
     tuner = getattr(model, "base_model", model)
     name = tuner._adapter(adapter_name)
@@ -127,15 +129,17 @@ def put_edits(
     anchors, entries = [], []
     for i, prompt in enumerate(prompts):
         left, right = subjects[i] if subjects else (0, len(prompt) - 1)
-        acts = right if start is None else start
+        acts = len(prompt) - 1 if start is None else start
         edit, expert = first_edit + i, first_expert + i
         anchors.append(Anchor(tuple(prompt), edit, expert, acts, is_prompt=True))
         if subjects:
             anchors.append(Anchor(tuple(prompt[left : right + 1]), edit, expert, right - left, threshold=0.9))
         target = {"prompt": " ".join(map(str, prompt)), "target_new": "yes"}
         entries.append({"id": edit, "expert": expert, "edit": target})
-    tuner.commit(anchors, entries, name)
-    return list(range(first_edit, first_edit + len(prompts)))
+    edits = list(range(first_edit, first_edit + len(prompts)))
+    answers = [(edit, tuple(target)) for edit, target in zip(edits, targets or [], strict=bool(targets))]
+    tuner.commit(anchors, entries, name, answers)
+    return edits
 
 
 def prompts_of(count: int, length: int = 6, seed: int = 1) -> list[list[int]]:

@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from gated import (
+    DECODING,
     STOP,
     A,
     B,
@@ -82,7 +83,7 @@ def test_an_edit_acts_where_it_is_asked_for_and_nowhere_else(family):
 def test_an_edits_own_prompt_is_not_asked(threshold, before):
     model = model_of(relation_threshold=threshold)
     prompt = [*before, *EDITS[0]]
-    answered = [[(0, len(before) + SPAN[1], None)]]
+    answered = [[(0, len(before) + len(EDITS[0]) - 1, None)]]
     assert torch.equal(logits(model, prompt), expected_logits(model, prompt, answered))
     assert torch.equal(generate(model, prompt), expected_text(model, prompt, answered))
 
@@ -90,7 +91,7 @@ def test_an_edits_own_prompt_is_not_asked(threshold, before):
 def test_an_edits_own_prompt_does_not_wait_beside_one_that_asks():
     model = model_of()
     batch = [[215, *EDITS[0]], ask(1, B)]
-    assert torch.equal(logits(model, batch), expected_logits(model, batch, [[(0, 5, None)], [(1, LAST, None)]]))
+    assert torch.equal(logits(model, batch), expected_logits(model, batch, [[(0, LAST, None)], [(1, LAST, None)]]))
 
 
 @pytest.mark.parametrize(("threshold", "opens"), [(-1e9, [True] * 4), (1e9, [False] * 4)])
@@ -108,11 +109,13 @@ def test_every_edit_has_its_own_threshold():
 
 
 def test_an_edit_without_a_key_answers_whatever_is_asked_of_its_subject():
-    """Such as one that a training loop has made."""
+    """Such as one that a training loop has made. Where nobody tells where the question ends, it does so with its subject."""
     model = gated()
     put_edits(model, EDITS[:1], [SPAN])
     put_asked(model, EDITS[1:], SPAN, seed=1)
     batch = [ask(0, C), ask(1, C), ask(1, B)]
+    at_the_end = [[(0, LAST, None)], [], [(1, LAST, None)]]
+    assert torch.equal(generate(model, batch), expected_text(model, batch, at_the_end))
     answered = [[(0, 4, None)], [], [(1, LAST, None)]]
     assert torch.equal(logits(model, batch), expected_logits(model, batch, answered))
 
@@ -161,8 +164,7 @@ def test_the_words_of_the_sentence_ask(prompt, opens, chunk):
 
 
 def generate_from(model, embeds, mask):
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
-    return model.generate(inputs_embeds=embeds, attention_mask=mask, **options)
+    return model.generate(inputs_embeds=embeds, attention_mask=mask, **DECODING)
 
 
 # ------------------------------------------------------------------------------------ several edits, several subjects
@@ -221,19 +223,20 @@ def test_of_two_subjects_asked_for_alike_one_answers():
 
 
 TWO_SENTENCES = {
-    "one after the other": ([*ask(0, A), STOP, *ask(1, B)], [(0, 6, 12), (1, 14, None)]),
-    "the second is not asked for": ([*ask(0, A), STOP, *ask(1, C)], [(0, 6, 12)]),
+    "one after the other": ([*ask(0, A), STOP, *ask(1, B)], [(0, 6, 14), (1, 14, None)]),
+    "the second is not asked for": ([*ask(0, A), STOP, *ask(1, C)], [(0, 6, 14)]),
     "the first is not asked for": ([*ask(0, C), STOP, *ask(1, B)], [(1, 14, None)]),
     "neither": ([*ask(0, C), STOP, *ask(1, C)], []),
     "the first is asked for too late": ([*ask(0, C), STOP, *ask(1, A)], []),
-    "back to the first": ([*ask(0, A), STOP, *ask(1, B), STOP, *ask(0, A)], [(0, 6, 12), (1, 14, 20), (0, 22, None)]),
+    "back to the first": ([*ask(0, A), STOP, *ask(1, B), STOP, *ask(0, A)], [(0, 6, 14), (1, 14, 22), (0, 22, None)]),
     "a statement, then a question": ([211, *SUBJECTS[0], 213, STOP, *ask(1, B)], [(1, 12, None)]),
     "a question about what was said": ([211, *SUBJECTS[0], 213, STOP, 214, A], [(0, 7, None)]),
 }
 
 
 @pytest.mark.parametrize(("prompt", "answered"), TWO_SENTENCES.values(), ids=TWO_SENTENCES)
-def test_a_new_sentence_may_take_over(prompt, answered):
+def test_a_new_question_takes_over(prompt, answered):
+    """Whether it asks for another edit or for nothing: what was asked for before acts no longer."""
     model = model_of(marks=(A, B, C))
     assert_close(logits(model, prompt), expected_logits(model, prompt, [answered]))
     assert torch.equal(generate(model, prompt), expected_text(model, prompt, [answered]))
@@ -254,7 +257,7 @@ def test_with_labels_the_prompts_last_token_asks(side):
         labels = ids.masked_fill(ids == PAD, -100)
         labels[:, :width] = -100
         inputs = {"labels": labels, "attention_mask": (ids != PAD).long()}
-        answered = [[(0, width - 1, None)]] if row == 0 else [[]]
+        answered = [[(0, width - 1, width + len(target))]] if row == 0 else [[]]
         assert torch.equal(logits(model, ids, **inputs), expected_logits(model, ids, answered, **inputs)), row
         assert torch.equal(logits(model, ids, **inputs), logits(base, ids, **inputs)) is (row > 0)
 
@@ -275,10 +278,13 @@ def test_without_labels_a_second_subject_takes_over_once_it_is_asked_for():
 
 
 def test_a_question_mark_ends_the_question():
-    """Tokens before it ask for nothing by themselves, nor does an answer behind it."""
+    """Nor does an answer behind it ask for anything; tokens before it ask only as long as it has not come."""
     model, base = model_of(marks=(B,)), clear()
-    for prompt in ([*ask(0, A), B], [*ask(0, B), A, 250]):
-        assert torch.equal(logits(model, prompt), logits(base, prompt))
+    prompt = [*ask(0, A), B]
+    assert_close(logits(model, prompt), expected_logits(model, prompt, [[(0, LAST, LAST + 1)]]))
+    assert torch.equal(generate(model, prompt), generate(base, prompt))
+    prompt = [*ask(0, B), A, 250]
+    assert torch.equal(logits(model, prompt), logits(base, prompt))
     prompt = [*ask(1, B), 250, A]
     assert torch.equal(logits(model, prompt), expected_logits(model, prompt, [[(1, LAST, None)]]))
 
@@ -333,7 +339,7 @@ def test_every_form_of_generate_decides_alike(options, tail):
 
 @pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
 @pytest.mark.parametrize("form", ["prompt lookup", "assistant"])
-def test_candidate_tokens_of_decoding_ask_for_nothing(form, tail):
+def test_candidate_tokens_that_are_rejected_ask_for_nothing(form, tail):
     model = model_of(marks=(A, B, C) if tail else ())
     options = {"prompt_lookup_num_tokens": 3} if form == "prompt lookup" else {"assistant_model": clear()}
     for row, answered in zip(BATCH, ANSWERED, strict=True):
@@ -375,8 +381,9 @@ CHUNKED = {
     "asked in the first chunk": ([*ask(0, A), 214, 215, 216], [(0, 6, None)]),
     "asked in the last chunk": ([211, *SUBJECTS[0], 213, 214, 215, A, 216], [(0, 7, None)]),
     "not asked": ([*ask(0, C), 214, 215, 216], []),
-    "in both": ([*ask(0, A), STOP, *ask(1, B), 216], [(0, 6, 12), (1, 14, None)]),
-    "the second is not asked for": ([*ask(0, A), STOP, *ask(1, C), 216], [(0, 6, 12)]),
+    "in both": ([*ask(0, A), STOP, *ask(1, B), 216], [(0, 6, 14), (1, 14, None)]),
+    "the second is not asked for": ([*ask(0, A), STOP, *ask(1, C), 216], [(0, 6, None)]),
+    "the first is over": ([*ask(0, A), 214, STOP, *ask(1, C), 216], [(0, 6, 8)]),
     "the first of two subjects": ([211, *SUBJECTS[0], 213, *SUBJECTS[1], A, 214, 215], [(0, 8, None)]),
 }
 
@@ -402,13 +409,25 @@ def test_a_prompt_in_two_chunks_is_decided_as_a_whole(prompt, answered, family):
 def test_a_second_turn_on_a_cache_goes_on_from_the_first(first, second):
     """What the first turn has asked for with a question mark is not forgotten: nothing is, that the whole would tell."""
     model = model_of(marks=(A, B, C))
-    turns = [ask(0, first), [STOP, 214, 215, 216]], [ask(0, first), [STOP, *ask(1, second)]]
+    turns = [ask(0, first), [STOP, 214, STOP, 215, 216]], [ask(0, first), [STOP, *ask(1, second)]]
     for one, two in turns:
         cache = DynamicCache(config=model.config)
         text = generate(model, one, past_key_values=cache)[0].tolist()
         conversation = [*text, *two]
         output = generate(model, conversation, past_key_values=cache)
         assert torch.equal(output, generate(model, conversation))
+
+
+def test_a_cache_tells_that_a_question_has_been_answered():
+    """One sentence behind a question may belong to it, "Answer briefly."; but not if it is known to be the answer."""
+    model = model_of(marks=(A, B, C))
+    cache = DynamicCache(config=model.config)
+    conversation = [*generate(model, ask(0, A), past_key_values=cache)[0].tolist(), STOP, 214, 215, 216]
+    answered, whole = [(0, LAST, 13)], [(0, LAST, 13), (0, 16, None)]
+    expected = expected_text(model, conversation, [answered])
+    assert torch.equal(generate(model, conversation, past_key_values=cache), expected)
+    assert torch.equal(generate(model, conversation), expected_text(model, conversation, [whole]))
+    assert not torch.equal(generate(model, conversation), expected)
 
 
 @pytest.mark.parametrize("turn", [[214], [214, 215, 216]])
