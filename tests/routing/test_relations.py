@@ -12,7 +12,6 @@ from lemoe_hf.routing.relations import (
     LabelledPrompts,
     Relations,
     features_of,
-    mean_of_sentences,
     words_of,
 )
 
@@ -67,23 +66,23 @@ def test_relations_that_were_never_seen_are_told_apart():
 
 
 @pytest.mark.parametrize("is_question", [True, False])
-def test_thresholds_turn_away_their_share_of_relations_that_were_never_seen(is_question):
-    """Of prompts to the same kind of subject, which are more alike than others."""
+def test_the_threshold_turns_away_its_share_of_questions_that_were_never_seen(is_question):
+    """Of those to the same kind of subject, which are more alike than others; and statements have the same threshold."""
     tested, learned = synthetic(range(60, 180), seed=1), fitted(range(60), num_prompts=300)
     embedded = learned.embed(tested.features)
     score = learned.score(embedded, embedded)[tested.is_question == is_question]
     rows = tested[tested.is_question == is_question]
     others = (rows.kind[:, None] == tested.kind) & (rows.relation[:, None] != tested.relation)
-    turned_away = (score[others] < learned.thresholds[0 if is_question else 1]).float().mean()
-    assert turned_away == pytest.approx(TURNED_AWAY[0 if is_question else 1], abs=0.05)
+    assert learned.thresholds[0] == learned.thresholds[1]
+    turned_away = (score[others] < learned.thresholds[0]).float().mean()
+    assert turned_away == pytest.approx(TURNED_AWAY, abs=0.05)
 
 
-def test_without_any_statement_nothing_is_turned_away_from_one():
+def test_without_any_question_nothing_is_turned_away():
     prompts = synthetic(range(30))
     learned = Relations()
-    learned.fit(prompts[prompts.is_question])
-    assert learned.thresholds[0].isfinite()
-    assert learned.thresholds[1] == -torch.inf
+    learned.fit(prompts[~prompts.is_question])
+    assert (learned.thresholds == -torch.inf).all()
 
 
 def test_learning_draws_nothing_from_the_global_random_state():
@@ -138,42 +137,6 @@ def test_words_are_of_one_size():
     torch.testing.assert_close(words.pow(2).mean(-1).sqrt(), torch.full((2,), WORDS))
 
 
-# A name of two tokens in columns 2 and 3; a stop in column 5.
-SENTENCES = {
-    "up to the column": (4, [0, 1, 4]),
-    "up to the stop that ends it": (5, [0, 1, 4, 5]),
-    "of a later sentence alone": (7, [6, 7]),
-    "the name alone": (3, [0, 1]),
-}
-
-
-@pytest.mark.parametrize(("column", "counted"), SENTENCES.values(), ids=SENTENCES)
-@pytest.mark.parametrize("padding", [0, 3])
-def test_a_mean_is_over_the_sentences_words_without_the_name(column, counted, padding):
-    """Wherever there is padding, and beside a prompt without any stop."""
-    values = torch.randn(2, 8 + padding, 4, generator=torch.Generator().manual_seed(0))
-    is_text = torch.arange(8 + padding) >= padding
-    is_stop = torch.stack([torch.arange(8 + padding) == 5 + padding, torch.zeros(8 + padding) > 0])
-    first, last = torch.full((2, 1), 2 + padding), torch.full((2, 1), 3 + padding)
-    columns = torch.full((2, 1, 1), column + padding)
-    mean = mean_of_sentences(values, is_text.expand(2, -1), is_stop, first, last, columns)
-    rows = torch.tensor(counted) + padding
-    torch.testing.assert_close(mean[0, 0, 0], values[0, rows].mean(0))
-    rows = torch.tensor([i for i in range(column + 1) if i not in (2, 3)]) + padding
-    torch.testing.assert_close(mean[1, 0, 0], values[1, rows].mean(0))
-
-
-def test_a_stop_within_a_name_ends_no_sentence():
-    """As in J. Doe; and a name that is the whole sentence leaves nothing."""
-    values = torch.arange(1.0, 7.0)[None, :, None]
-    is_stop = torch.tensor([[True, False, True, False, False, False]])
-    text = torch.ones(1, 6, dtype=torch.bool)
-    first, last, columns = torch.tensor([[2, 1]]), torch.tensor([[3, 3]]), torch.tensor([[[4, 5], [3, 4]]])
-    mean = mean_of_sentences(values, text, is_stop, first, last, columns)
-    expected = torch.tensor([[[(2 + 5) / 2, (2 + 5 + 6) / 3], [0.0, 5.0]]])
-    torch.testing.assert_close(mean[..., 0], expected)
-
-
 def hand_made() -> Relations:
     """Thirty reference prompts near those scored below, and fifty that are far from them."""
     relations = Relations()
@@ -192,14 +155,21 @@ def test_a_score_is_the_cosine_above_what_the_nearest_references_have():
 
 def test_scores_are_symmetric_and_of_each_key_against_each_prompt():
     relations = fitted()
-    left, right = (
-        relations.embed(synthetic(range(2), seed).features).unflatten(0, (4, 6))[..., :rows, :]
-        for seed, rows in ((1, 6), (2, 5))
-    )
+    left = relations.embed(synthetic(range(2), 1).features)
+    right = relations.embed(synthetic(range(2), 2).features)[:5]
     score = relations.score(left, right)
-    assert score.shape == (4, 6, 5)
-    torch.testing.assert_close(score, relations.score(right, left).transpose(1, 2))
-    torch.testing.assert_close(score[2, 3:4, 1:2], relations.score(left[2, 3:4], right[2, 1:2]))
+    assert score.shape == (24, 5)
+    torch.testing.assert_close(score, relations.score(right, left).T)
+    torch.testing.assert_close(score[3:4, 1:2], relations.score(left[3:4], right[1:2]))
+
+
+def test_pairs_have_the_scores_of_each_key_against_each_prompt():
+    relations = fitted()
+    keys = relations.embed(synthetic(range(2), 1).features)
+    asked = relations.embed(synthetic(range(2), 2).features)[:5]
+    pair = torch.tensor([4, 0, 0, 2, 1, 3] * 4)
+    expected = relations.score(keys, asked)[torch.arange(24), pair]
+    torch.testing.assert_close(relations.score_pairs(keys, asked, pair), expected)
 
 
 # ----------------------------------------------------------------------------------------------------------------- keys
@@ -207,20 +177,20 @@ def test_scores_are_symmetric_and_of_each_key_against_each_prompt():
 
 def with_keys() -> Relations:
     relations = fitted(range(10))
-    relations.thresholds = torch.tensor([1.5, -0.5])
+    relations.thresholds.fill_(1.5)
     embedded = relations.embed(synthetic(range(1)).features)
-    relations.add([2, 3, 7], embedded[:3], torch.tensor([True, False, True]))
+    relations.add([2, 3, 7], embedded[:3])
     return relations
 
 
-def test_keys_are_appended_with_the_threshold_of_their_kind_of_prompt():
+def test_keys_are_appended_with_the_threshold_of_the_time():
     relations = with_keys()
     before = relations.keys.clone()
     relations.thresholds.fill_(9.0)
-    relations.add([8], -before[:1].float(), torch.tensor([False]))
+    relations.add([8], -before[:1].float())
     assert len(relations) == 4
     assert relations.edit.tolist() == [2, 3, 7, 8]
-    assert relations.threshold.tolist() == [1.5, -0.5, 1.5, 9.0]
+    assert relations.threshold.tolist() == [1.5, 1.5, 1.5, 9.0]
     assert torch.equal(relations.keys, torch.cat([before, -before[:1]]))
 
 

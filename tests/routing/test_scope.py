@@ -1,4 +1,4 @@
-"""Which of several anchors found in a prompt count."""
+"""Which of several anchors found in a text count, at one of its columns."""
 
 from __future__ import annotations
 
@@ -6,23 +6,36 @@ import pytest
 import torch
 
 from anchored import bank, prompt, subject
-from lemoe_hf.routing.anchors import Anchors
-from lemoe_hf.routing.scope import in_scope
+from lemoe_hf.routing.anchors import Anchors, Match
+from lemoe_hf.routing.scope import begins_longer_name, names, own_prompt
+from worded import vocabulary_of
 
 
-def edits_of(anchors: Anchors, ids, threshold=None) -> list[list[int]]:
-    return [[match.edit for match in row] for row in in_scope(anchors, torch.tensor(ids), threshold)]
+CONTINUING = (13, 14)
+NOTHING, NAMES_GO_ON = vocabulary_of(), vocabulary_of(continuing=CONTINUING)
+
+
+def in_scope(anchors: Anchors, ids: list[int], threshold=None, vocabulary=NOTHING, column=None) -> list[Match]:
+    """The edit whose own prompt ends at a column, by default the last, or else the subjects that were named up to it."""
+    column = len(ids) - 1 if column is None else column
+    found = anchors.find(torch.tensor([ids], dtype=torch.long), threshold)[0]
+    own = own_prompt(found, column, column)
+    return [own] if own else names(anchors, found, ids, vocabulary, column)
+
+
+def edits_of(anchors: Anchors, rows, threshold=None, **options) -> list[list[int]]:
+    return [[match.edit for match in in_scope(anchors, ids, threshold, **options)] for ids in rows]
 
 
 def test_nothing_is_found_without_anchors_or_without_tokens():
-    assert in_scope(Anchors(), torch.tensor([[1, 2, 3]])) == [[]]
-    assert in_scope(bank(prompt([1, 2], 0)), torch.empty(2, 0, dtype=torch.long)) == [[], []]
+    assert in_scope(Anchors(), [1, 2, 3]) == []
+    assert in_scope(bank(prompt([1, 2], 0)), []) == []
 
 
 def test_a_subject_is_found_anywhere_and_acts_from_its_last_token():
     anchors = bank(subject([7, 8, 9], 0))
     for lead in range(6):
-        (match,) = in_scope(anchors, torch.tensor([[1] * lead + [7, 8, 9, 2]]))[0]
+        (match,) = in_scope(anchors, [1] * lead + [7, 8, 9, 2])
         assert (match.first, match.last, match.start, match.score) == (lead, lead + 2, lead + 2, 1.0)
 
 
@@ -31,9 +44,9 @@ def test_a_subject_is_an_ordered_span_and_not_a_bag():
     assert edits_of(anchors, [[9, 8, 7, 1], [7, 1, 8, 9], [7, 8, 1, 9]]) == [[], [], []]
 
 
-def test_padding_is_never_matched():
+def test_embeddings_of_no_known_token_are_never_matched():
     anchors = bank(subject([7, 8], 0))
-    assert edits_of(anchors, [[-1, 7, 8], [7, -1, 8], [7, 8, -1]]) == [[0], [], [0]]
+    assert edits_of(anchors, [[-2, 7, 8], [7, -2, 8], [7, 8, -2]]) == [[0], [], [0]]
 
 
 @pytest.mark.parametrize(("threshold", "found"), [(0.5, [0]), (0.75, [0]), (0.76, []), (None, [])])
@@ -48,8 +61,7 @@ def test_an_anchor_that_sticks_out_of_the_prompt_is_matched_partly():
 
 
 def test_an_anchor_that_agrees_in_part_acts_from_a_token_of_the_prompt():
-    """A later start would have cached decoding, which acts at once, differ from a full forward pass."""
-    (match,) = in_scope(bank(subject([9, 8, 5, 4], 0, threshold=0.5)), torch.tensor([[1, 2, 9, 8]]))[0]
+    (match,) = in_scope(bank(subject([9, 8, 5, 4], 0, threshold=0.5)), [1, 2, 9, 8])
     assert (match.first, match.last, match.start) == (2, 3, 3)
 
 
@@ -62,39 +74,74 @@ def test_the_longer_of_nested_matches_counts():
     assert edits_of(anchors, [[1, 7, 8, 9], [1, 7, 8, 1], [1, 8, 1, 1]]) == [[1], [0], [2]]
 
 
-CONTINUING = torch.tensor([3, 4])
-
-
-@pytest.mark.parametrize(("behind", "found"), [(3, []), (4, []), (1, [0]), (-1, [0])])
+@pytest.mark.parametrize(("behind", "found"), [(13, []), (14, []), (1, [0]), (-2, [0])])
 def test_a_subject_that_goes_on_is_the_beginning_of_a_longer_name(behind, found):
-    anchors, ids = bank(subject([7, 8], 0), prompt([7, 8, 1], 0)), torch.tensor([[2, 7, 8, behind, 1]])
-    assert [match.edit for match in in_scope(anchors, ids, continuing=CONTINUING)[0]] == found
-    assert edits_of(anchors, ids.tolist()) == [[0]]
-    (match,) = in_scope(anchors, torch.tensor([[1, 7, 8]]), continuing=CONTINUING)[0]
-    assert match.last == 2
+    anchors, ids = bank(subject([7, 8], 0), prompt([7, 8, 1], 0)), [2, 7, 8, behind, 2]
+    assert edits_of(anchors, [ids], vocabulary=NAMES_GO_ON) == [found]
+    assert edits_of(anchors, [ids]) == [[0]]
+
+
+def test_what_stands_behind_a_column_has_no_say():
+    """At its last token nobody knows whether a name goes on, nor whether it is part of a longer one."""
+    anchors = bank(subject([7, 8], 0), subject([7, 8, 9], 1))
+    assert edits_of(anchors, [[1, 7, 8, 13]], vocabulary=NAMES_GO_ON, column=2) == [[0]]
+    assert edits_of(anchors, [[1, 7, 8, 13]], vocabulary=NAMES_GO_ON, column=3) == [[]]
+    assert edits_of(anchors, [[1, 7, 8, 9]], column=1) == [[]]
+    assert edits_of(anchors, [[1, 7, 8, 9]], column=2) == [[0]]
+    assert edits_of(anchors, [[1, 7, 8, 9]], column=3) == [[1]]
+
+
+def test_a_name_counts_from_where_enough_of_it_has_come():
+    anchors = bank(subject([6, 7, 8, 9], 0))
+    found = [in_scope(anchors, [5, 6, 7, 8, 9, 5], 0.75, column=column) for column in range(6)]
+    assert [[(match.first, match.last) for match in row] for row in found] == [
+        [],
+        [],
+        [],
+        [(1, 3)],
+        [(1, 4)],
+        [(1, 4)],
+    ]
 
 
 def test_a_longer_name_hides_no_edit_of_its_own_and_no_whole_prompt():
-    anchors = bank(subject([7, 8], 0), prompt([7, 8, 1], 0), subject([7, 8, 3], 1), prompt([5, 7, 8, 3], 1))
+    anchors = bank(subject([7, 8], 0), prompt([7, 8, 1], 0), subject([7, 8, 13], 1), prompt([5, 7, 8, 13], 1))
     anchors.add([prompt([2, 7, 8], 2)])
-    rows = in_scope(anchors, torch.tensor([[1, 7, 8, 3, 1], [2, 7, 8, 3, 4], [2, 7, 8, 4, 1]]), continuing=CONTINUING)
-    assert [[match.edit for match in row] for row in rows] == [[1], [2], [2]]
+    rows = [[1, 7, 8, 13, 1], [2, 7, 8], [2, 7, 8, 14, 1]]
+    assert edits_of(anchors, rows, vocabulary=NAMES_GO_ON) == [[1], [2], []]
 
 
 def test_a_subject_may_go_on_as_it_does_in_its_own_prompt():
-    anchors = bank(subject([7, 8], 0), prompt([1, 7, 8, 3, 2], 0), subject([7, 8], 1), prompt([7, 8, 1], 1))
-    (match,) = in_scope(anchors, torch.tensor([[5, 7, 8, 4, 6]]), continuing=CONTINUING)[0]
+    anchors = bank(subject([7, 8], 0), prompt([1, 7, 8, 13, 2], 0), subject([7, 8], 1), prompt([7, 8, 1], 1))
+    (match,) = in_scope(anchors, [5, 7, 8, 14, 6], vocabulary=NAMES_GO_ON)
     assert (match.edit, match.rivals) == (0, ())
 
 
 def test_a_subject_may_go_on_as_it_does_in_another_spelling_of_its_own_prompt():
-    anchors = bank(subject([6], 0), subject([9], 0), prompt([6, 3, 2], 0), prompt([9, 3, 2], 0))
-    assert [match.edit for match in in_scope(anchors, torch.tensor([[5, 9, 4, 1]]), continuing=CONTINUING)[0]] == [0]
+    anchors = bank(subject([6], 0), subject([9], 0), prompt([6, 13, 2], 0), prompt([9, 13, 2], 0))
+    assert edits_of(anchors, [[5, 9, 14, 1]], vocabulary=NAMES_GO_ON) == [[0]]
 
 
 def test_what_goes_on_in_the_own_prompt_is_the_whole_subject():
-    anchors = bank(subject([7, 8], 0), prompt([7, 8, 1, 8, 3], 0))
-    assert in_scope(anchors, torch.tensor([[7, 8, 4]]), continuing=CONTINUING) == [[]]
+    anchors = bank(subject([7, 8], 0), prompt([7, 8, 1, 8, 13], 0))
+    assert edits_of(anchors, [[7, 8, 14]], vocabulary=NAMES_GO_ON) == [[]]
+    (match,) = anchors.find(torch.tensor([[7, 8, 14]]))[0]
+    assert begins_longer_name(anchors, match, [7, 8, 14], NAMES_GO_ON, column=2)
+    assert not begins_longer_name(anchors, match, [7, 8, 14], NAMES_GO_ON, column=1)
+
+
+def test_an_own_prompt_ends_where_it_asks():
+    """Or before, as far as nothing has been said since; and never behind the column."""
+    found = bank(prompt([7, 8], 0)).find(torch.tensor([[1, 7, 8, 2, 3]]))[0]
+    assert [own_prompt(found, column, column) is not None for column in range(5)] == [False, False, True, False, False]
+    assert own_prompt(found, 4, said_until=2).edit == 0
+    assert own_prompt(found, 4, said_until=3) is None
+    assert own_prompt(found, 1, said_until=0) is None
+
+
+def test_of_two_own_prompts_the_longer_counts():
+    anchors = bank(prompt([1, 7, 8], 0), prompt([7, 8], 1))
+    assert edits_of(anchors, [[1, 7, 8], [2, 7, 8]]) == [[0], [1]]
 
 
 def test_matches_beside_each_other_follow_one_another():
