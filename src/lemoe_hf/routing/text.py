@@ -165,23 +165,31 @@ class Text:
             self.headers.append(header)
             self.content.append(not known or (bool(kind & WORD) and not header))
             if kind & COLON:
-                self._unsay_label()
+                self._unsay_label(column)
             if kind & MARK:
                 self.marks.append(column)
             if reply and token == reply[-1] and tuple(self.ids[-len(reply) :]) == reply:
                 self.replies.append(column)
 
-    def _unsay_label(self) -> None:
+    def _unsay_label(self, column: int) -> None:
         """A word or two in front of a colon, behind other text, are a label and say nothing: "Answer:"."""
-        line = range(self.begins[-1], len(self.ids))
-        if self.begins[-1] > 0 and sum(self.content[column] for column in line) <= LABEL:
+        line = range(self.begins[column], column + 1)
+        if self.begins[column] > 0 and sum(self.content[column] for column in line) <= LABEL:
             for column in line:
                 self.content[column] = False
 
     def cut(self, length: int) -> None:
         """Forget all tokens from the column `length` on, and what they have asked for."""
+        had_colon = any(kind & COLON for kind in self.kinds[length:])
         for name in ("ids", "places", "kinds", "begins", "content", "headers"):
             del getattr(self, name)[length:]
+        if had_colon and length:
+            line = range(self.begins[-1], length)
+            for column in line:  # what was a label says something without its colon
+                self.content[column] = bool(self.kinds[column] & WORD) and not self.headers[column]
+            for column in line:
+                if self.kinds[column] & COLON:
+                    self._unsay_label(column)
         self.replies = [column for column in self.replies if column < length]
         self.marks = [column for column in self.marks if column < length]
         self.ends = {column for column in self.ends if column < length}
@@ -189,6 +197,7 @@ class Text:
         self.found, self.searched = [], 0
         self._close()
         if self.decisions and self.decisions[-1].edit is not None:
+            self.decisions[-1].answered = False
             self._open(self.decisions[-1])
             for column in range(self.decisions[-1].column + 1, length):
                 self._read_answer(column)
