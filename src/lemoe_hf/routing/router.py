@@ -59,7 +59,8 @@ class Router:
         to_search = [each for each in askings if self._may_ask(each.text, each.first)]
         self._search([each.text for each in to_search])
         for each in to_search:
-            if each.text.found:
+            # A mark in a text without names asks for nothing, and that counts once there are some.
+            if each.text.found or each.text.asked(each.first):
                 each.questions = self._questions(each.text, each.first)
 
     @staticmethod
