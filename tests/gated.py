@@ -179,10 +179,10 @@ class Columns:
 
 
 @contextmanager
-def watched(model: PeftModel) -> Iterator[list[list[int]]]:
+def watched(model: PeftModel) -> Iterator[list[list[int | None]]]:
     """
-    Gives a list that fills with what acts on each column of each row: an expert, or -1. A column that passes once more, since
-    it had been taken back, is that of its last pass.
+    Gives a list that is filled with what acts on each column of each row: an expert, or -1; `None` where it had passed before. A
+    column that passes once more, since it had been taken back, is that of its last pass.
     """
     context, columns, rows, passes = model.base_model.context, Columns(), [], []
 
@@ -199,7 +199,7 @@ def watched(model: PeftModel) -> Iterator[list[list[int]]]:
         for num, past, width, running in passes:
             rows += [[] for _ in range(num - len(rows))]
             for row in rows[:num]:
-                row[past:] = [-1] * width
+                row[past:] = [None] * (past - len(row)) + [-1] * width
             routed = running and running.passes.get("default")
             acting = routed.acting() if routed else running and running.known.get("default")
             for piece in range(len(acting.rows) if acting else 0):
