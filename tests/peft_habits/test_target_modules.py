@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lemoe_hf.routing.route import Route
 from peft import PeftModel
 from torch import nn
 
 from lemoe_hf import LEMoEConfig, LEMoELayer
 from lemoe_hf.routing.context import RoutingContext
+from lemoe_hf.routing.passes import Acting
 from tiny import edited, logits, prompts_of, put_edits, tiny, unrelated
 
 
@@ -55,6 +55,9 @@ def test_a_layer_that_sees_some_of_the_tokens_is_refused():
     """As within a mixture of experts: whose tokens they are is not told."""
     layer = LEMoELayer(nn.Linear(8, 8), 8, RoutingContext(nn.Identity()))
     layer.update_layer("default", LEMoEConfig(), 4, leads=True)
-    route = Route.to_open(torch.zeros(2, 1, dtype=torch.long), 0).at(0, 5)
-    with pytest.raises(ValueError, match="a Linear that is given 6 tokens of the 2 x 5 of the batch"):
-        layer._bypass("default", route, torch.zeros(6, 8), torch.zeros(6, 8))
+    ones = torch.ones(2, 1)
+    acting = Acting.of([(0, [4]), (1, [3, 4])], ones.long(), ones, width=5, num_committed=0, uses_open=True)
+    for tokens in (6, 5):  # neither whole rows, nor all of them
+        with pytest.raises(ValueError, match=f"a Linear that is given {tokens} tokens of a batch of 5 columns"):
+            layer._bypass("default", acting, torch.zeros(tokens, 8), torch.zeros(tokens, 8))
+    assert layer._bypass("default", acting, torch.zeros(10, 8), torch.zeros(10, 8)).shape == (10, 8)

@@ -9,6 +9,9 @@ from peft import PeftModel, get_peft_model
 
 from lemoe_hf import LEMoEConfig
 from lemoe_hf.routing.kv_anchor import KVRouter, examples
+from lemoe_hf.routing.layout import pieces_of
+from lemoe_hf.routing.passes import Acting, Batch
+from lemoe_hf.routing.text import Text
 from tiny import (
     EOS,
     HIDDEN,
@@ -43,7 +46,7 @@ def halves(model) -> tuple[KVRouter, KVRouter]:
 def prefer(model, rows: torch.Tensor, experts: list[int]) -> None:
     """Set the committed keys so that each prompt's expert scores highest."""
     router, bank = halves(model)
-    anchors = router.anchors_of(model.base_model.model, rows, {})
+    anchors = router.anchors_of(model.base_model.model, rows)
     down, up = (bank if len(bank.down) else router).down[0], (bank if len(bank.up) else router).up[0]
     values = torch.nn.functional.silu(anchors @ down) @ up
     bank.keys[experts] = torch.linalg.pinv(values).T.detach() * 20
@@ -64,15 +67,20 @@ def train(model, prompts, steps=5, answer=77, lr=0.1, weight_decay=0.1):
 
 def scores(model, prompts) -> torch.Tensor:
     router, bank = halves(model)
-    anchors = router.anchors_of(model.base_model.model, torch.tensor(prompts), {})
+    anchors = router.anchors_of(model.base_model.model, torch.tensor(prompts))
     with torch.no_grad():
         return router.logits(bank, anchors)
 
 
-def routes(model, ids):
+def routes(model, ids, **inputs) -> Acting:
+    """What acts where these texts are whole prompts."""
     ids = torch.as_tensor(ids)
-    layer = model.base_model.lemoe_layers()[0]
-    return layer.route("default", model.base_model.model, ids, {})
+    layer, pieces = model.base_model.lemoe_layers()[0], pieces_of(ids, inputs, False)
+    texts = [Text() for _ in pieces]
+    for text, piece in zip(texts, pieces, strict=True):
+        text.read(piece.tokens, piece.places, layer.vocabulary("default"))
+    batch = Batch(pieces, texts, [0] * len(texts), ids, inputs)
+    return layer.route("default", model.base_model.model, batch)
 
 
 # ---------------------------------------------------------------------------------------------------------------- formula
@@ -97,13 +105,12 @@ def test_padding_is_no_part_of_the_mean():
     model, (prompt,) = model_of(2, deferral=False), prompts_of(1)
     ids = torch.tensor([[0, 0, *prompt]])
     mask = (ids != 0).long()
-    route = model.base_model.lemoe_layers()[0].route(
-        "default", model.base_model.model, ids.masked_fill(mask == 0, -1), {}
-    )
-    torch.testing.assert_close(route.gates, routes(model, [prompt]).gates)
+    acting, alone = routes(model, ids, attention_mask=mask), routes(model, [prompt])
+    assert (acting.columns.tolist(), alone.columns.tolist()) == ([[2, 3, 4, 5, 6, 7]], [[0, 1, 2, 3, 4, 5]])
+    torch.testing.assert_close(acting.gates, alone.gates)
     router, _ = halves(model)
     torch.testing.assert_close(
-        router.anchors_of(model.base_model.model, ids.masked_fill(mask == 0, -1), {}),
+        router.anchors_of(model.base_model.model, ids.masked_fill(mask == 0, -1)),
         model.get_input_embeddings()(torch.tensor([prompt])).mean(1),
     )
 
@@ -151,9 +158,9 @@ def test_a_forced_route_trains_the_open_expert_where_a_free_one_starves_it(train
     """The committed expert's key wins the prompt by far."""
     model, prompts = model_of(1, train_route=train_route, gate_value="softmax"), prompts_of(2)
     prefer(model, torch.tensor(prompts[1:]), [0])
-    ids = torch.tensor(prompts[1:])
+    ids = torch.tensor([[*prompts[1], 77]])
     model.train()
-    model(input_ids=ids, labels=ids).loss.backward()
+    model(input_ids=ids, labels=ids.masked_fill(torch.arange(7) < 6, -100)).loss.backward()
     opened = model.base_model.lemoe_layers()[0].lemoe_open["default"]
     assert bool(opened.out_proj.grad.abs().sum() > 0) is reaches
 
@@ -161,9 +168,9 @@ def test_a_forced_route_trains_the_open_expert_where_a_free_one_starves_it(train
 def test_the_router_loss_teaches_old_prompts_their_own_experts():
     model, prompts = model_of(3), prompts_of(3)
     router, bank = halves(model)
-    anchors = router.anchors_of(model.base_model.model, torch.tensor(prompts), {}).detach()
+    anchors = router.anchors_of(model.base_model.model, torch.tensor(prompts)).detach()
     bank.remember(anchors, torch.arange(3))
-    new = router.anchors_of(model.base_model.model, torch.tensor(prompts_of(1, seed=9)), {}).detach()
+    new = router.anchors_of(model.base_model.model, torch.tensor(prompts_of(1, seed=9))).detach()
     alone, replayed = (router.loss(bank, new, torch.tensor([3]), old) for old in (None, bank.others(new)))
     every = torch.cat([new, anchors])
     expected = torch.nn.functional.cross_entropy(router.logits(bank, every), torch.tensor([3, 0, 1, 2]))
@@ -197,7 +204,7 @@ def test_the_loss_of_a_model_in_training_holds_the_routers():
     def own(output):
         return F.cross_entropy(output.logits[:, 3:-1].flatten(0, 1), ids[:, 4:].flatten())
 
-    anchors = router.anchors_of(model.base_model.model, ids[:, :4], {})
+    anchors = router.anchors_of(model.base_model.model, ids[:, :4])
     expected = own(output) + 0.5 * router.loss(bank, anchors, torch.tensor([3, 3]), bank.others(anchors))
     torch.testing.assert_close(output.loss, expected)
     torch.testing.assert_close(output["loss"], expected)
@@ -281,12 +288,12 @@ def test_without_deferral_an_expert_that_is_not_full_yet_is_routed_to_as_well():
 @pytest.mark.parametrize("gate_value", ["one", "softmax"])
 def test_top_k_mixes_the_best_experts(gate_value):
     model, prompts = model_of(4, top_k=2, gate_value=gate_value), prompts_of(4)
-    route = routes(model, prompts)
+    acting = routes(model, prompts)
     weights = scores(model, prompts)[:, :4].softmax(-1)
     best, experts = weights.topk(2, -1)
-    assert torch.equal(route.experts, experts)
+    assert torch.equal(acting.experts, experts)
     expected = best / best.sum(-1, keepdim=True) if gate_value == "one" else best
-    torch.testing.assert_close(route.gates.detach(), expected)
+    torch.testing.assert_close(acting.gates, expected[..., None].expand(-1, -1, 6))
     single = model_of(1, top_k=2)
     assert routes(single, prompts_of(1)).experts.shape == (1, 1)
 
@@ -328,7 +335,7 @@ def test_routers_survive_the_disk_and_take_the_next_edit(projection, count, tmp_
     layer = loaded.base_model.lemoe_layers()[0]
     router, bank = layer.lemoe_router["other"], layer.lemoe_router_bank["other"]
     assert len(bank.keys) == count + 1
-    anchors = router.anchors_of(loaded.base_model.model, torch.tensor(prompts_of(3)), {})
+    anchors = router.anchors_of(loaded.base_model.model, torch.tensor(prompts_of(3)))
     torch.testing.assert_close(router.logits(bank, anchors)[:, :count].detach(), before)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from lemoe_hf.routing.route import Route
 
+from gated import watched
+from lemoe_hf.routing.passes import EVERYTHING, Acting
 from lemoe_hf.tuners.lemoe.experts import Experts
 from lemoe_hf.tuners.lemoe.ledger import Bytes
 from tiny import FAMILIES, HIDDEN, assert_same, edited, logits, prompts_of, put_edits, tiny
@@ -99,11 +100,11 @@ def test_the_bypass_adds_the_weighted_expert(normalize, lam):
     layer = layer_of(model)
     layer.configs["default"].output_scale = 0.5 if normalize else None
     x = torch.randn(1, 4, HIDDEN)
-    route = Route(torch.tensor([[1]]), torch.ones(1, 1), torch.tensor([[2]]), torch.tensor([[Route.ENDLESS]]), 2)
-    route.last_start = 2
+    one = torch.ones(1, 1)
+    acting = Acting.of([(0, [2, 3])], one.long(), one, width=4, num_committed=2, uses_open=False)
     with torch.no_grad():
         plain = layer.base_layer(x)
-        actual = layer._bypass("default", route, x, plain)
+        actual = layer._bypass("default", acting, x, plain)
         read = F.rms_norm(x, (HIDDEN,)) if normalize else x
         bank = layer.lemoe_bank["default"]
         expert = read @ bank.in_proj[1] @ bank.out_proj[1]
@@ -147,12 +148,74 @@ def test_two_subjects_in_one_prompt_act_one_after_the_other():
     first, second = [20, 21, 22], [30, 31]
     put_edits(model, [[10, *first], [11, *second]], subjects=[(1, 3), (1, 2)])
     row = [12, *first, 13, *second, 14]
-    layer = layer_of(model)
-    route = layer.route("default", model.base_model.model, torch.tensor([row]), {})
-    assert route.experts.tolist() == [[0, 1]]
-    acting = (route.gates_at(len(row))[0] != 0).tolist()
-    assert acting == [[column in (3, 4, 5) for column in range(8)], [column in (6, 7) for column in range(8)]]
+    with watched(model) as acting:
+        logits(model, row)
+    assert acting == [[-1, -1, -1, 0, 0, 0, 1, 1]]
     alone = edited()
     put_edits(alone, [[10, *first]], subjects=[(1, 3)])
     # What stands before the second subject's end knows nothing of it.
-    assert torch.equal(logits(model, row)[:, :6], logits(alone, row)[:, :6])
+    with watched(alone) as acting:
+        expected = logits(alone, row)
+    assert acting == [[-1, -1, -1, 0, 0, 0, 0, 0]]
+    torch.testing.assert_close(logits(model, row)[:, :6], expected[:, :6])
+    assert torch.equal(logits(model, row)[:, :3], logits(tiny(), row)[:, :3])
+    assert not torch.allclose(logits(model, row)[:, 6:], expected[:, 6:], atol=1e-2)
+
+
+# -------------------------------------------------------------------------------------------------- what acts in a pass
+
+
+def acting_of(places, experts, gates, width=5) -> Acting:
+    return Acting.of(places, torch.tensor(experts), torch.tensor(gates), width, num_committed=2, uses_open=False)
+
+
+def test_experts_act_on_the_columns_of_their_rows_and_on_no_others():
+    acting = acting_of([(1, [3]), (0, [0, 2, 4])], [[1], [0]], [[1.0], [0.5]])
+    assert acting.rows.tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert acting.columns[acting.written].tolist() == [3, 0, 2, 4]
+    assert acting.written.tolist() == [[True, False, False], [True, True, True]]
+    assert acting.gates.tolist() == [[[1.0, 0.0, 0.0]], [[0.5, 0.5, 0.5]]]
+
+
+@pytest.mark.parametrize("form", ["rows and columns", "one row of tokens", "columns of the model's own in front"])
+def test_a_bypass_writes_to_the_columns_that_act_whatever_the_form_of_its_input(form):
+    model = edited()
+    put_edits(model, prompts_of(2))
+    layer = layer_of(model)
+    acting = acting_of([(0, [1, 2]), (1, [4]), (1, [0])], [[0], [1], [0]], [[1.0], [1.0], [0.5]])
+    x = torch.randn(2, 5, HIDDEN)
+    plain = torch.randn(2, 5, HIDDEN)
+    expected, bank = plain.clone(), layer.lemoe_bank["default"]
+    scale = layer.configs["default"].lam * (layer.configs["default"].output_scale or 1.0)
+    for row, column, expert, gate in ((0, 1, 0, 1.0), (0, 2, 0, 1.0), (1, 4, 1, 1.0), (1, 0, 0, 0.5)):
+        read = F.rms_norm(x[row, column], (HIDDEN,)) if layer.configs["default"].normalize else x[row, column]
+        expected[row, column] += scale * gate * (read @ bank.in_proj[expert] @ bank.out_proj[expert])
+    if form == "one row of tokens":
+        actual = layer._bypass("default", acting, x.flatten(0, 1), plain.flatten(0, 1)).view(2, 5, HIDDEN)
+    elif form == "rows and columns":
+        actual, other = layer._bypass("default", acting, x, (plain, "another output"))
+        assert other == "another output"
+    else:
+        own = torch.randn(2, 3, HIDDEN)
+        actual = layer._bypass("default", acting, torch.cat([own, x], 1), torch.cat([own, plain], 1))
+        assert torch.equal(actual[:, :3], own)
+        actual = actual[:, 3:]
+    torch.testing.assert_close(actual, expected)
+    untouched = torch.ones(2, 5, dtype=torch.bool)
+    untouched[[0, 0, 1, 1], [1, 2, 4, 0]] = False
+    assert torch.equal(actual[untouched], plain[untouched])
+
+
+def test_experts_may_act_on_all_that_there_is():
+    """On inputs of a model that has no columns."""
+    model = edited()
+    put_edits(model, prompts_of(1))
+    layer = layer_of(model)
+    layer.lemoe_open["default"].out_proj.data.normal_()
+    acting = layer.act_on_all("default")
+    assert (acting.width, acting.uses_open) == (EVERYTHING, True)
+    for shape in ((3, HIDDEN), (2, 3, HIDDEN)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            changed = layer._bypass("default", acting, x, torch.zeros(shape))
+        assert (changed != 0).all()
