@@ -204,7 +204,10 @@ def watched(model: PeftModel) -> Iterator[list[list[int | None]]]:
             acting = routed.acting() if routed else running and running.known.get("default")
             for piece in range(len(acting.rows) if acting else 0):
                 for row, column, is_written in zip(
-                    acting.rows[piece].tolist(), acting.columns[piece].tolist(), acting.written[piece].tolist(), strict=True
+                    acting.rows[piece].tolist(),
+                    acting.columns[piece].tolist(),
+                    acting.written[piece].tolist(),
+                    strict=True,
                 ):
                     if is_written:
                         rows[row][past + column] = int(acting.experts[piece, 0])

@@ -72,7 +72,9 @@ def test_every_turn_of_a_conversation_is_an_edit(tokenizer, tmp_path):
     editor = LifelongEditor(trainer.model.eval(), tokenizer)
     assert len(editor.edits()) == 2
     for num, fact in enumerate(FACTS[:2]):
-        ids = tokenizer.apply_chat_template(turns[: 2 * num + 1], add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = tokenizer.apply_chat_template(turns[: 2 * num + 1], add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
         text = editor.model.generate(torch.tensor([ids]), max_new_tokens=10, do_sample=False, pad_token_id=0)
         assert tokenizer.decode(text[0, len(ids) :], skip_special_tokens=True).strip() == fact.target_new
 

@@ -26,7 +26,9 @@ def test_a_row_is_a_text():
     assert pieces(attention_mask=torch.ones(2, 1, 5, 5)) == WHOLE  # of four dimensions: it masks no tokens
 
 
-@pytest.mark.parametrize(("mask", "places"), [([0, 0, 1, 1, 1], [2, 3, 4]), ([1, 1, 1, 0, 0], [0, 1, 2]), ([0] * 5, [])])
+@pytest.mark.parametrize(
+    ("mask", "places"), [([0, 0, 1, 1, 1], [2, 3, 4]), ([1, 1, 1, 0, 0], [0, 1, 2]), ([0] * 5, [])]
+)
 def test_padding_is_no_part_of_it(mask, places):
     mask = torch.tensor([mask, [1] * 5])
     assert pieces(attention_mask=mask) == [(0, places, [11 + place for place in places]), WHOLE[1]]

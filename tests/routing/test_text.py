@@ -193,7 +193,7 @@ def test_an_edit_acts_in_the_first_sentence_of_the_answer():
 def test_a_later_mark_asks_anew():
     """For another edit, for the same one, or for nothing."""
     base = [*QUESTION, 30]
-    assert acts_on([*base, *OTHER, MARK, 30, *ELSE, 31], 5) == span(4, 7, 12) [:8] + [1, 1, 1, -1]
+    assert acts_on([*base, *OTHER, MARK, 30, *ELSE, 31], 5) == span(4, 7, 12)[:8] + [1, 1, 1, -1]
     assert acts_on([*base, STOP, *QUESTION, 30], 5) == [-1] * 4 + [0, 0] + [-1] * 5 + [0, 0]
     assert acts_on([*base, STOP, 58, MARK, 30], 5) == [-1] * 4 + [0, 0, -1, -1, 0, 0]
 
@@ -228,7 +228,7 @@ def test_each_turn_asks_for_itself():
     assert acts_on(turns, 5)[:11] == span(4, 10, 11)
     again = [*QUESTION, *REPLY, *SAID, TURN, *QUESTION, *REPLY, *SAID, 31]
     acts = acts_on(again, 5)
-    assert acts == span(4, 10, 16) [:16] + span(0, 6, len(again) - 16)
+    assert acts == span(4, 10, 16)[:16] + span(0, 6, len(again) - 16)
 
 
 def test_where_nobody_tells_any_column_behind_a_subject_may_ask_once():

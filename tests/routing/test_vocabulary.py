@@ -24,9 +24,9 @@ def test_a_token_is_what_its_kind_says_and_others_are_nothing_in_particular():
 def test_the_table_is_of_the_kinds_there_are_now():
     """Not of those before it was learned, loaded or moved."""
     vocabulary, other = Vocabulary(), vocabulary_of(marks=(20,), reply=(5, 6))
-    assert (vocabulary.table, vocabulary.reply_tokens) == (b"", ())
+    assert (vocabulary.table, vocabulary.reply_tokens) == ((), ())
     vocabulary.kinds, vocabulary.reply = other.kinds.clone(), other.reply.clone()
-    assert vocabulary.table == bytes(other.kinds.tolist())
+    assert vocabulary.table == tuple(other.kinds.tolist())
     assert vocabulary.reply_tokens == (5, 6)
     vocabulary.load_state_dict(vocabulary_of(stops=(20,), reply=(7, 8)).state_dict())
     assert vocabulary.kind(20) == STOP

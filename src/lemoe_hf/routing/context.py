@@ -240,8 +240,8 @@ class RoutingContext:
         """What stands for a layer's bypass in a graph."""
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in layer.lemoe_open.parameters()):
             raise RuntimeError(
-                "Experts cannot be trained in a compiled model: what they are trained on is found out in Python. Train without "
-                "the compiler (an edit trains a few columns of the upper layers), or call the model under `torch.no_grad()`."
+                "Experts cannot be trained in a compiled model: what they are trained on is found out in Python. Train "
+                "without the compiler, or call the model under `torch.no_grad()`."
             )
         return act(self.number, layer.place, x, hidden, self._in_order(hidden))
 
@@ -401,8 +401,8 @@ def check_known(frame: Frame | None, columns: int) -> None:
     """
     if frame is None or frame.columns < columns:
         raise ValueError(
-            f"The cache holds {columns} columns of texts that this model has not seen with its edits: which subjects they name "
-            f"and what they ask cannot be told. Pass the whole text, or fill the cache by the edited model."
+            f"The cache holds {columns} columns of texts that this model has not seen with its edits: which subjects they "
+            f"name and what they ask cannot be told. Pass the whole text, or fill the cache by the edited model."
         )
 
 

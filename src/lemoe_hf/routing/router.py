@@ -80,16 +80,16 @@ class Router:
 
     def _questions(self, text: Text, first: int) -> list[Question]:
         """
-        Where nobody has told where prompts end, an edit's own prompt asks at its last token, and any token behind a name may be
-        the end of a question, but for those within an edit's own prompt.
+        Where nobody has told where prompts end, an edit's own prompt asks at its last token, and any token behind a name may
+        be the end of a question, but for those within an edit's own prompt.
         """
         columns = text.asked(first)
         if text.prompt is None:
             prompts = [match for match in text.found if match.is_prompt]
             within = {column for match in prompts for column in range(match.first, match.last)}
             named = min((match.reached for match in text.found if not match.is_prompt), default=len(text))
-            guessed = {match.last for match in prompts} | set(range(max(first, named), len(text))) - within
-            columns = {column: "guess" for column in guessed if column >= first} | columns
+            guessed = {match.last for match in prompts} | set(range(max(first, named), len(text)))
+            columns = {column: "guess" for column in guessed - within if column >= first} | columns
         questions = [self._question(text, column, kind) for column, kind in sorted(columns.items())]
         return [each for each in questions if each.kind != "guess" or each.own or each.options]
 

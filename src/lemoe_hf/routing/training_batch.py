@@ -19,39 +19,48 @@ class Lesson:
     Args:
         row (`int`), places (`list[int]`): The columns on which the open expert acts: from the prompt's last token, which
             predicts the first label, to the last but one label.
-        prompt (`tuple[int, ...]`): Its tokens.
+        read (`tuple[int, ...]`): Its tokens.
         target (`tuple[int, ...]`): The labels.
+        bos (`int`, *optional*): The token that a tokenizer may put before a text; elsewhere in a text there is none.
     """
 
     row: int
     places: list[int]
-    prompt: tuple[int, ...]
+    read: tuple[int, ...]
     target: tuple[int, ...]
+    bos: int | None = None
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens by which it is found again, wherever it stands."""
+        return self.read[1:] if self.read[:1] == (self.bos,) else self.read
 
 
 def lessons_of(pieces: Sequence[Piece], bos: int | None) -> list[Lesson]:
     """
-    The prompts of a batch: in a text each run of tokens that is followed by labels is one, whether texts stand in rows of their
-    own or are packed, and however many turns they have.
+    The prompts of a batch: in a text each run of tokens that is followed by labels is one, whether texts stand in rows of
+    their own or are packed, and however many turns they have.
 
     Args:
-        pieces (`Sequence` of [`Piece`]): The texts. Without labels there is no telling prompt from answer, and the whole text is
-            trained.
-        bos (`int`, *optional*): The token that a tokenizer may put before a text; elsewhere in a text there is none.
+        pieces (`Sequence` of [`Piece`]): The texts. Without labels there is no telling prompt from answer, and the whole text
+            is trained.
+        bos (`int`, *optional*): As in [`Lesson`].
     """
     lessons = []
     for piece in pieces:
         labels = piece.labels
         if labels is None:
-            lessons.append(Lesson(piece.row, piece.places, tuple(piece.tokens), ()))
+            lessons.append(Lesson(piece.row, piece.places, tuple(piece.tokens), (), bos))
             continue
         first = 0
         while first < len(labels):
             begin = next((i for i in range(first, len(labels)) if labels[i] != -100), len(labels))
             end = next((i for i in range(begin, len(labels)) if labels[i] == -100), len(labels))
             if first < begin < end:
-                prompt = tuple(piece.tokens[first:begin])
-                lessons.append(Lesson(piece.row, piece.places[begin - 1 : end - 1], prompt, tuple(labels[begin:end])))
+                places = piece.places[begin - 1 : end - 1]
+                lessons.append(
+                    Lesson(piece.row, places, tuple(piece.tokens[first:begin]), tuple(labels[begin:end]), bos)
+                )
             first = end
     if pieces and not lessons:
         warnings.warn(
@@ -60,10 +69,7 @@ def lessons_of(pieces: Sequence[Piece], bos: int | None) -> list[Lesson]:
             "and `completion` columns, or `assistant_only_loss=True` for conversations.",
             stacklevel=2,
         )
-    return [
-        Lesson(each.row, each.places, each.prompt[1:] if each.prompt[:1] == (bos,) else each.prompt, each.target)
-        for each in lessons
-    ]
+    return lessons
 
 
 def new_edits(

@@ -271,7 +271,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         device = batch.ids.device
         if config.routing == "kv_anchor" and lessons:
             router, bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
-            ids, _ = pad_right([list(lesson.prompt) for lesson in lessons], -1, device)
+            ids, _ = pad_right([list(lesson.read) for lesson in lessons], -1, device)
             embedded = router.anchors_of(root, ids)
             if new and config.router_replay:
                 rows = [lessons.index(lesson) for lesson in new]
