@@ -181,8 +181,8 @@ class Columns:
 @contextmanager
 def watched(model: PeftModel) -> Iterator[list[list[int | None]]]:
     """
-    Gives a list that is filled with what acts on each column of each row: an expert, or -1; `None` where it had passed before. A
-    column that passes once more, since it had been taken back, is that of its last pass.
+    Gives a list that is filled with what acts on each column of each row: an expert, or -1; `None` where it had passed before.
+    A column that passes once more, since it had been taken back, is that of its last pass.
     """
     context, columns, rows, passes = model.base_model.context, Columns(), [], []
 

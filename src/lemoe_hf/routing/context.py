@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from bisect import bisect_left
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -137,6 +137,8 @@ class RoutingContext:
         mask = inputs.get("attention_mask")
         if prompt is not None and isinstance(mask, torch.Tensor) and mask.dim() == 2:
             prompt = prompt.masked_fill(mask[:, -prompt.shape[1] :].to(prompt.device) == 0, -1)
+        if prompt is not None:
+            take_back(cache_in(kwargs), prompt.shape[1])
         frame = Frame(self, prompt)
         token = _frame.set(frame)
         try:
@@ -385,13 +387,14 @@ def tell_ends(text: Text, piece: Piece, first: int, frame: Frame | None, columns
         ends = prompt_ends(piece.labels)
         text.prompt = None if ends is None else first + max(ends, default=-1) + 1
         text.ends |= {first + end for end in ends or ()}
+        text.answers_all = True
     elif frame is None:
         text.prompt = None
     else:
         within = bisect_left(text.places, frame.columns)
-        text.prompt = within if columns >= frame.columns else len(text) + 1
+        text.prompt, text.answers_all = within if columns >= frame.columns else len(text) + 1, False
         if within > first and columns >= frame.columns:
-            text.ends.add(within - 1)
+            text.ends = {within - 1}
 
 
 def check_known(frame: Frame | None, columns: int) -> None:
@@ -404,6 +407,20 @@ def check_known(frame: Frame | None, columns: int) -> None:
             f"The cache holds {columns} columns of texts that this model has not seen with its edits: which subjects they "
             f"name and what they ask cannot be told. Pass the whole text, or fill the cache by the edited model."
         )
+
+
+def take_back(cache, columns: int) -> None:
+    """
+    Crop a cache to before the first column on which an edit has acted in an earlier turn, as far as it can be cropped: keys and
+    values of what was answered are to be the base model's, as they are where the conversation is given as a whole.
+    """
+    kept = getattr(cache, "lemoe_texts", None)
+    if kept is None or not hasattr(cache, "crop") or kept.length_in(cache) >= columns:
+        return
+    places = [text.places[text.acted] for texts in kept.texts.values() for text in texts if text.acted < len(text)]
+    if places:
+        with suppress(ValueError):  # an attention window has gone past them
+            cache.crop(min(places) - kept.length_in(cache))
 
 
 def keeps_by_default(root: nn.Module) -> bool:

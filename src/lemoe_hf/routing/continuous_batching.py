@@ -17,7 +17,7 @@ from .vocabulary import Vocabulary
 _managers: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
 
-def managed(root: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def managed(root: Any, *args: Any, **kwargs: Any) -> Any:
     """
     `init_continuous_batching` of a model, in whose place it stands: the requests of the manager can be found later.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from .layout import Piece
-from .router import Asking, Router, waiting
+from .router import Asking, Router, score, waiting
 from .text import Text
 
 
@@ -34,7 +35,7 @@ class Batch:
     texts: list[Text]
     firsts: list[int]
     ids: torch.Tensor
-    inputs: dict
+    inputs: dict[str, Any]
     prompt: torch.Tensor | None = None
 
     @property
@@ -134,7 +135,8 @@ class Pass:
     def decide(self, embed: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Let the questions ask, once all hidden states are there."""
         device = self.recorded[-1].device
-        self.router.score(self.askings, [states.to(device) for states in self.recorded], embed)
+        if self.router.relations is not None:
+            score(self.router.relations, self.askings, [states.to(device) for states in self.recorded], embed)
         self.waits = False
 
     def acting(self) -> Acting | None:

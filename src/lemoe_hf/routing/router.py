@@ -7,6 +7,7 @@ Axes: `n` columns that are asked, `p` pairs of such a column and a subject, `o` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -127,61 +128,73 @@ class Router:
         return any(kind & CAPITAL and token not in prompt for token, kind in zip(said, kinds[1:], strict=True))
 
     def _option(self, match: Match, each: Match) -> Option:
-        key, lowest = -1, -torch.inf
+        key, lowest = -1, -math.inf
         if self.relations is not None and len(self.relations):
             key = int(self.relations.rows_of(torch.tensor([each.edit], device=self.relations.edit.device)))
-        if key >= 0:
-            lowest = self.relation_threshold
-            lowest = float(self.relations.threshold[key]) if lowest is None else lowest
+        if key >= 0 and self.relations is not None:
+            own = float(self.relations.threshold[key])
+            lowest = own if self.relation_threshold is None else self.relation_threshold
         return Option(match, each.edit, each.expert, key, lowest)
 
-    @torch.no_grad()
-    def score(
-        self,
-        askings: Sequence[Asking],
-        hidden: Sequence[torch.Tensor],
-        embed: Callable[[torch.Tensor], torch.Tensor],
-    ) -> None:
-        """
-        Tell how surely questions ask for their options.
 
-        Args:
-            askings (`Sequence` of [`Asking`]): Those that wait.
-            hidden (`Sequence` of `torch.Tensor`, each of shape `(n, d)`): What entered the layers that tell, at the columns
-                of [`waiting`], in their order.
-            embed (`Callable`): Input embeddings of tokens.
-        """
-        relations = self.relations
-        asked = waiting(askings)
-        pairs = [
-            (row, text, question, match)
-            for row, (text, question) in enumerate(asked)
-            for match in {(option.name.first, option.name.last): option.name for option in question.options}.values()
-        ]
-        spoken = [words_beside(text, question.column, (match.first, match.last)) for _, text, question, match in pairs]
-        device = hidden[0].device
-        flat = torch.tensor([token for words in spoken for token in words], dtype=torch.long, device=device)
-        embedded = words_of(embed(flat).detach()) if len(flat) else hidden[0].new_zeros(0, hidden[0].shape[-1])
-        num_words = len(relations.mean) - sum(states.shape[-1] for states in hidden)
-        owner = torch.tensor([i for i, words in enumerate(spoken) for _ in words], dtype=torch.long)
-        owner = owner.to(relations.mean.device)
-        projected = relations.project(embedded) if len(flat) else relations.mean.new_zeros(0, relations.num_directions)
-        count = torch.tensor([max(len(words), 1) for words in spoken], device=projected.device)[:, None]
-        said = projected.new_zeros(len(pairs), projected.shape[1]).index_add(0, owner, projected) / count
-        states = relations.project(features_of(list(hidden)), num_words)
-        rows = torch.tensor([row for row, *_ in pairs], device=states.device)
-        vectors = F.normalize(states[rows] + said, dim=-1)
-        of_pair = {(row, match.first, match.last): i for i, (row, _, _, match) in enumerate(pairs)}
-        keyed = [
-            (of_pair[row, option.name.first, option.name.last], question, i, option.key)
-            for row, (_, question) in enumerate(asked)
-            for i, option in enumerate(question.options)
-            if option.key >= 0
-        ]
-        keys = relations.keys[torch.tensor([key for *_, key in keyed], device=relations.keys.device)].float()
-        scores = relations.score_pairs(keys, vectors, torch.tensor([pair for pair, *_ in keyed], device=keys.device))
-        for (_, question, i, _), score in zip(keyed, scores.tolist(), strict=True):
-            question.scores[i] = score
+@torch.no_grad()
+def score(
+    relations: Relations,
+    askings: Sequence[Asking],
+    hidden: Sequence[torch.Tensor],
+    embed: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """
+    Tell how surely questions ask for their options.
+
+    Args:
+        relations ([`Relations`]): What edits are about.
+        askings (`Sequence` of [`Asking`]): Texts, of whose questions some wait.
+        hidden (`Sequence` of `torch.Tensor`, each of shape `(n, d)`): What entered the layers that tell, at the columns of
+            those that are [`waiting`], in their order.
+        embed (`Callable`): Input embeddings of tokens.
+    """
+    asked = waiting(askings)
+    pairs = [
+        (row, text, question, match)
+        for row, (text, question) in enumerate(asked)
+        for match in {(option.name.first, option.name.last): option.name for option in question.options}.values()
+    ]
+    spoken = [words_beside(text, question.column, (name.first, name.last)) for _, text, question, name in pairs]
+    said = mean_of_words(relations, spoken, hidden[0].device, embed)
+    num_words = len(relations.mean) - sum(states.shape[-1] for states in hidden)
+    states = relations.project(features_of(list(hidden)), num_words)
+    rows = torch.tensor([row for row, *_ in pairs], device=states.device)
+    vectors = F.normalize(states[rows] + said, dim=-1)
+    of_pair = {(row, name.first, name.last): i for i, (row, _, _, name) in enumerate(pairs)}
+    keyed = [
+        (of_pair[row, option.name.first, option.name.last], question, i, option.key)
+        for row, (_, question) in enumerate(asked)
+        for i, option in enumerate(question.options)
+        if option.key >= 0
+    ]
+    keys = relations.keys[torch.tensor([key for *_, key in keyed], device=relations.keys.device)].float()
+    of_key = torch.tensor([pair for pair, *_ in keyed], device=keys.device)
+    found = relations.score_pairs(keys, vectors, of_key).tolist()
+    for (_, question, i, _), value in zip(keyed, found, strict=True):
+        question.scores[i] = value
+
+
+def mean_of_words(
+    relations: Relations,
+    spoken: Sequence[list[int]],
+    device: torch.device,
+    embed: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Of each list of tokens the mean, as the relations see it, of shape `(p, k)`; 0 where there is none."""
+    home = relations.mean.device
+    said = relations.mean.new_zeros(len(spoken), relations.num_directions)
+    tokens = torch.tensor([token for words in spoken for token in words], dtype=torch.long, device=device)
+    if not len(tokens):
+        return said
+    owner = torch.tensor([i for i, words in enumerate(spoken) for _ in words], device=home)
+    count = torch.tensor([max(len(words), 1) for words in spoken], device=home)[:, None]
+    return said.index_add(0, owner, relations.project(words_of(embed(tokens).detach()))) / count
 
 
 def waiting(askings: Sequence[Asking]) -> list[tuple[Text, Question]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 
 from .anchors import Match
@@ -13,6 +13,7 @@ from .vocabulary import COLON, HEADER, MARK, STOP, WORD, Vocabulary
 
 # Scores closer than this, in standard deviations, do not tell which of two wordings of one question is meant.
 NEAR = 2.0
+ENDLESS = 2**31 - 1
 # Sentences that may stand between a question and the place of its answer: "Who was it? Answer briefly."
 BETWEEN = 1
 
@@ -85,7 +86,6 @@ class Decision:
         targets (`tuple` of `tuple[int, ...]`): What the edit answers.
         name (`tuple[int, int]`, *optional*): The columns of the subject by which it was found.
         start (`int`): The first column on which the edit acts.
-        answered (`bool`): Whether the target has been said since.
     """
 
     column: int
@@ -95,7 +95,6 @@ class Decision:
     targets: tuple[tuple[int, ...], ...] = ()
     name: tuple[int, int] | None = None
     start: int = 0
-    answered: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,10 +120,13 @@ class Text:
         prompt (`int`, *optional*):
             Up to which column the text is a prompt, as far as its ends are known. `None` where nobody has told: then one may
             end anywhere.
+        answers_all (`bool`):
+            Whether edits act behind the end of every prompt, as where labels tell the answers, and not only of the last one.
     """
 
     ends: set[int] = field(default_factory=set)
     prompt: int | None = None
+    answers_all: bool = False
     ids: list[int] = field(default_factory=list)
     places: list[int] = field(default_factory=list)  # the column of the batch that each token stood in
     kinds: list[int] = field(default_factory=list)  # what each is, as the vocabulary tells
@@ -139,6 +141,7 @@ class Text:
     answer: Answer | None = None
     acting: Decision | None = None
     mixed: Mixed | None = None
+    acted: int = ENDLESS  # the first column on which an edit has acted
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -195,20 +198,21 @@ class Text:
         self.ends = {column for column in self.ends if column < length}
         self.decisions = [decision for decision in self.decisions if decision.column < length]
         self.found, self.searched = [], 0
+        self.acted = self.acted if self.acted < length else ENDLESS
         self._close()
         if self.decisions and self.decisions[-1].edit is not None:
-            self.decisions[-1].answered = False
             self._open(self.decisions[-1])
             for column in range(self.decisions[-1].column + 1, length):
                 self._read_answer(column)
 
     def copy(self) -> Text:
         """The same text, to go on by itself."""
-        lists = {name: value[:] for name, value in vars(self).items() if isinstance(value, list)}
-        decisions, acting, answer = deepcopy((self.decisions, self.acting, self.answer))
-        return replace(
-            self, **lists | {"ends": set(self.ends), "decisions": decisions, "acting": acting, "answer": answer}
-        )
+        copied = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, (list, set)):
+                setattr(copied, name, copy(value))
+        copied.decisions, copied.acting, copied.answer = deepcopy((self.decisions, self.acting, self.answer))
+        return copied
 
     def said_until(self, column: int) -> int:
         """The last column up to this one that says something, within the turn; this one if there is none."""
@@ -258,6 +262,7 @@ class Text:
                 self._decide(asked[column], targets_of)
             if self.acting is not None and column >= self.acting.start:
                 acts[column - first] = self.acting.expert
+                self.acted = min(self.acted, max(self.acting.start, first))
                 # Adapters from before an edit had an end let it act from its subject on in its own prompt.
                 for earlier in range(max(self.acting.start, first), column):
                     acts[earlier - first] = self.acting.expert
@@ -279,7 +284,7 @@ class Text:
             return
         last = self._last_question(column) if kind == "end" and question.own is None else None
         if last is not None and self.sentences(last.column + 1, column) <= BETWEEN:
-            if last.edit is not None and not last.answered:
+            if last.edit is not None and not self._has_said(last.targets, last.column + 1, column):
                 self._ask(replace(last, column=column, kind=kind, start=column))
             return
         if question.own is not None:
@@ -306,11 +311,25 @@ class Text:
         asked = [each for each in self.decisions if each.kind == "mark" and turn <= each.column < column]
         return asked[-1] if asked else None
 
+    def _is_past(self, decision: Decision) -> bool:
+        """
+        Whether a question lies within a prompt: it is answered, if at all, at the end of that. What was answered before is given,
+        and left to the base model.
+        """
+        is_answered_there = self.answers_all and decision.kind == "end"
+        return self.prompt is not None and decision.column < self.prompt - 1 and not is_answered_there
+
+    def _has_said(self, targets: tuple[tuple[int, ...], ...], first: int, last: int) -> bool:
+        """Whether any of these tokens stand in a row within columns `first` to `last`."""
+        return any(
+            tuple(self.ids[column : column + len(target)]) == target
+            for target in targets
+            for column in range(first, last + 2 - len(target))
+        )
+
     def _ask(self, decision: Decision) -> None:
         self.decisions.append(decision)
-        # In a prompt whose end is known a question is answered at the end, or in the turn that answers it.
-        is_within = decision.kind == "mark" and self.prompt is not None and decision.column < self.prompt - 1
-        if decision.edit is None or is_within:
+        if decision.edit is None or self._is_past(decision):
             self._close()
         else:
             self._open(decision)
@@ -322,9 +341,7 @@ class Text:
         self.acting = self.answer = None
 
     def _read_answer(self, column: int) -> None:
-        if self.acting is None:
+        if self.acting is None or self.answer is None:
             return
-        goes_on = self.answer.read(self.ids[column], self.kinds[column])
-        self.acting.answered = self.acting.answered or self.answer.said
-        if not goes_on:
+        if not self.answer.read(self.ids[column], self.kinds[column]):
             self._close()

@@ -14,7 +14,10 @@ from .frozen import Frozen
 # a letter or a digit; it ends in a colon; the header of a turn follows, which names who speaks; a capitalised word begins; it
 # stands for somebody or something that was named.
 MARK, STOP, SPECIAL, CONTINUES, WORD, COLON, HEADER, CAPITAL, PRONOUN = (2**i for i in range(9))
-PRONOUNS = frozenset("it its he him his she her hers they them their theirs there that this these those here".split())
+PRONOUNS = frozenset(
+    ["it", "its", "he", "him", "his", "she", "her", "hers", "they", "them", "their", "theirs"]
+    + ["there", "that", "this", "these", "those", "here"]
+)
 
 
 class Vocabulary(Frozen):

@@ -1,7 +1,7 @@
 """Experts, stacked: one gather and one matrix product a step, and no loop over experts.
 
-Axes: `g` pieces of texts, `n` tokens of each, `s` experts that are mixed, `e` experts of a stack, `d` size of the input, `o` of
-the output (for an FFN both are the hidden size), `r` width of an expert.
+Axes: `g` pieces of texts, `n` tokens of each, `s` experts that are mixed, `e` experts of a stack, `d` size of the input, `o`
+of the output (for an FFN both are the hidden size), `r` width of an expert.
 """
 
 from __future__ import annotations
