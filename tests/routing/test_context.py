@@ -1,4 +1,4 @@
-"""What is routed once a sequence, and what is kept with its cache."""
+"""What each forward pass is told, and what is kept with its cache."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import pickle
 
 import pytest
 import torch
-from lemoe_hf.routing.route import Route
 from transformers import DynamicCache
 
-from gated import A, clear, gated, generate, put_asked
+from gated import A, clear, expected_logits, gated, generate, put_asked, watched
+from lemoe_hf.routing.anchors import Anchors
 from lemoe_hf.routing.context import RoutingContext
+from lemoe_hf.routing.passes import Acting
 from tiny import PAD, edited, logits, prompts_of, put_edits, tiny, unrelated
 
 
@@ -25,78 +26,36 @@ def model_of(**config):
     return model
 
 
-def route_of(rows: list[list[tuple[int, int, int]]], num_committed=9) -> Route:
-    """A route whose slots are given as (expert, start, end); expert -1 is an empty slot."""
-    table = torch.tensor(rows)
-    experts, start, end = table.unbind(-1)
-    gates = (experts >= 0).float()
-    return Route(experts.clamp(min=0), gates, start, end, num_committed, last_start=int(start.max()))
-
-
-# ------------------------------------------------------------------------------------------------------------------ routes
-
-
-def test_gates_act_from_start_to_end():
-    route = route_of([[(0, 1, 3), (1, 3, Route.ENDLESS)], [(-1, 0, 0), (2, 2, Route.ENDLESS)]])
-    assert route.gates_at(5).tolist() == [[[0, 1, 1, 0, 0], [0, 0, 0, 1, 1]], [[0, 0, 0, 0, 0], [0, 0, 1, 1, 1]]]
-    assert route.at(2).gates_at(2).tolist() == [[[1, 0], [0, 1]], [[0, 0], [1, 1]]]
-
-
-def test_behind_the_last_start_only_endless_slots_are_left():
-    """So that decoding costs one expert a row, however many subjects the prompt holds."""
-    route = route_of([[(0, 1, 3), (1, 3, Route.ENDLESS)], [(-1, 0, 0), (2, 2, Route.ENDLESS)]])
-    route.seal()
-    later = route.at(4)
-    assert later is route.final
-    assert later.experts.tolist() == [[1], [2]]
-    assert later.gates_at(1).tolist() == [[[1]], [[1]]]
-    assert route.at(3) is not route.final
-
-
-def test_a_deferred_row_stays_deferred_behind_the_last_start():
-    route = route_of([[(0, 1, Route.ENDLESS)], [(-1, 0, 0)]])
-    route.seal()
-    assert route.at(9).gates_at(2).tolist() == [[[1, 1]], [[0, 0]]]
-
-
-def test_rows_are_repeated_as_generate_repeats_them():
-    route = route_of([[(0, 1, Route.ENDLESS)], [(1, 2, Route.ENDLESS)]])
-    route.seal()
-    repeated = route.repeat(6)
-    assert repeated.experts[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
-    assert repeated.final.experts[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
-    assert route.repeat(2) is route
-
-
 # ----------------------------------------------------------------------------------------------------------------- caches
 
 
 @torch.no_grad()
-def test_the_route_is_computed_once_a_prompt(monkeypatch):
-    """Not again for decoded tokens; and for every new prompt, though it uses no cache."""
+def test_anchors_are_looked_for_where_a_question_may_end_and_nowhere_else(monkeypatch):
+    """Not for decoded tokens; but for every token of which nobody tells that it is an answer."""
     model, calls = model_of(), []
-    layer = model.base_model.lemoe_layers()[0]
-    original = type(layer).route
-    monkeypatch.setattr(type(layer), "route", lambda *args: calls.append(1) or original(*args))
+    original = Anchors.find
+    monkeypatch.setattr(Anchors, "find", lambda *args: calls.append(1) or original(*args))
     model.generate(input_ids=torch.tensor(PROMPTS), max_new_tokens=8, min_new_tokens=8, pad_token_id=PAD)
     assert len(calls) == 1
     cache = model(input_ids=torch.tensor(PROMPTS), use_cache=True).past_key_values
     for _ in range(3):
         cache = model(input_ids=torch.tensor([[5]] * 4), past_key_values=cache).past_key_values
-    assert len(calls) == 2
+    assert len(calls) == 5
     logits(model, PROMPTS)
-    assert len(calls) == 3
+    assert len(calls) == 6
 
 
 @torch.no_grad()
-def test_the_route_is_found_on_the_cache_that_was_given_or_made():
+def test_texts_are_found_on_the_cache_that_was_given_or_made():
     model = model_of()
     given = DynamicCache(config=model.config)
     model(input_ids=torch.tensor(PROMPTS), past_key_values=given)
     made = model(input_ids=torch.tensor(PROMPTS), use_cache=True).past_key_values
     for cache in (given, made):
-        assert cache.lemoe_state.routes["default"].experts[:, -1].tolist() == [0, 1, 2, 3]
-        assert cache.lemoe_state.ids.tolist() == PROMPTS
+        texts = cache.lemoe_texts.texts["default"]
+        assert [text.acting.expert for text in texts] == [0, 1, 2, 3]
+        assert [text.ids for text in texts] == PROMPTS
+        assert cache.lemoe_texts.columns == 6
 
 
 @torch.no_grad()
@@ -110,21 +69,34 @@ def test_a_subject_cut_by_two_chunks_is_found():
             model(input_ids=torch.tensor([part]), past_key_values=cache).logits
             for part in (prompt[:cut], prompt[cut:])
         ]
-        if cut == len(prompt) - 1:
-            continue  # a single token on a filled cache is decoding
         torch.testing.assert_close(torch.cat(parts, 1), full, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_decoded_tokens_are_no_part_of_the_next_turns_prompt():
-    """Two tokens that were decoded and one of the new turn spell a subject together."""
+def test_single_tokens_are_part_of_a_text_like_any_others():
+    """Three that come one by one spell a subject together; the next turn asks about it."""
     model = model_of()
     subject, cache = PROMPTS[0][2:5], DynamicCache(config=model.config)
-    base, plain = tiny(), DynamicCache(config=model.config)
-    turns = [[210, 211, 212], subject[:1], subject[1:2], [subject[2], 213]]
-    for turn in turns:
-        now = model(input_ids=torch.tensor([turn]), past_key_values=cache).logits
-        assert torch.equal(now, base(input_ids=torch.tensor([turn]), past_key_values=plain).logits)
+    turns = [[210, 211, 212], subject[:1], subject[1:2], subject[2:], [213, 214]]
+    parts = []
+    with watched(model) as acting:
+        for turn in turns:
+            parts.append(model(input_ids=torch.tensor([turn]), past_key_values=cache).logits)
+    assert acting == [[-1] * 5 + [0] * 3]
+    whole = expected_logits(model, sum(turns, []), [[(0, 5, None)]])
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_generate_asks_about_a_subject_that_an_answer_has_named():
+    model, ids = model_of(), torch.tensor([[210, 211, 212, *PROMPTS[0][2:5], 213]])
+    cache = DynamicCache(config=model.config)
+    generate(model, ids[:, :3], past_key_values=cache, max_new_tokens=1, min_new_tokens=1)
+    for column in range(3, 6):  # decoded, so to speak
+        model(input_ids=ids[:, column : column + 1], past_key_values=cache)
+    with watched(model) as acting:
+        generate(model, ids, past_key_values=cache, max_new_tokens=2, min_new_tokens=2)
+    assert acting[0][6:] == [0, 0]
 
 
 @torch.no_grad()
@@ -178,23 +150,53 @@ def test_a_model_has_one_context_however_many_adapters():
     assert len(root._forward_pre_hooks) == 1
 
 
-def test_pinned_routes_end_with_the_block_and_hold_for_one_model_only():
+def test_what_is_imposed_ends_with_the_block_and_holds_for_one_model_only():
     model, other = model_of(), model_of()
     routed, plain = logits(model, PROMPTS), logits(tiny(), PROMPTS)
-    with model.base_model.context.pinned({}):
-        assert torch.equal(logits(model, PROMPTS), plain)
-        assert torch.equal(logits(other, PROMPTS), routed)
+    ones = torch.ones(4, 1)
+    swapped = Acting.of([(row, [5]) for row in range(4)], torch.tensor([[1], [0], [3], [2]]), ones, 6, 4, uses_open=False)
+    for acting, expected in (({}, plain), ({"default": swapped}, logits(swapped_model(), PROMPTS))):
+        with model.base_model.context.imposed(acting):
+            assert torch.equal(logits(model, PROMPTS), expected)
+            assert torch.equal(logits(other, PROMPTS), routed)
     assert torch.equal(logits(model, PROMPTS), routed)
 
 
-def test_a_failing_forward_pass_leaves_no_route_behind():
+def swapped_model():
+    """As `model_of`, with the experts of the first two edits exchanged, and those of the last two."""
+    model = model_of()
+    anchors = model.base_model.lemoe_layers()[0].lemoe_anchors["default"]
+    anchors.expert = anchors.expert ^ 1
+    return model
+
+
+def test_a_failing_forward_pass_leaves_nothing_behind():
     model = model_of()
     with pytest.raises(TypeError):
         model(input_ids=torch.tensor(PROMPTS), no_such_argument=lambda: 0, position_ids="x")
     layer = model.base_model.lemoe_layers()[0]
     x = torch.randn(4, 6, layer.in_features)
-    assert model.base_model.context.routes == {}
+    assert model.base_model.context.acting("default") is None
     assert torch.equal(layer(x), layer.base_layer(x))
+
+
+def test_a_cache_of_other_rows_is_an_error():
+    model = model_of()
+    with torch.no_grad():
+        cache = model(input_ids=torch.tensor(PROMPTS), use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="4 rows, and 3 go on"):
+        logits(model, [[30]] * 3, past_key_values=cache)
+
+
+def test_a_generation_without_a_cache_to_go_on_from_is_an_error():
+    """As of a model whose cache is under a name that is not known: its second pass would be taken for another prompt."""
+    model = model_of()
+    context, root = model.base_model.context, model.base_model.model
+    ids = torch.tensor(PROMPTS)
+    with context.generation(root, (ids,), {}):
+        root(input_ids=ids)
+        with pytest.raises(ValueError, match="no cache is among"):
+            root(input_ids=ids[:, -1:])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
