@@ -88,6 +88,8 @@ def check(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.Tens
 
 def completed(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict with nothing in the place of what was not kept yet when it was saved."""
+    if not state_dict:  # of another method: `check` says so
+        return state_dict
     missing = {
         key: tensor.new_zeros(0)
         for _, key, _, tensor in stored(layer, adapter_name)
