@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..generation import evaluating, pad_right
+from ..routing.anchors import Match
 from ..routing.text import Question, Text
 
 
@@ -92,11 +93,12 @@ def explain(editor: LifelongEditor, prompt: str) -> Explanation:
     ids = editor.tokenizer(prompt)["input_ids"]
     ((text, questions),) = looked_at(editor, [ids])
     expert = next(reversed(acting(text)), None)
-    asked = {
-        option.edit: (option.name, score, option.threshold)
-        for question in questions
-        for option, score in zip(question.options, question.scores, strict=True)
-    }
+    asked: dict[int, tuple[Match, float, float]] = {}
+    for question in questions:  # of several, such as a question mark and the end of the prompt, that which asks most surely
+        for option, score in zip(question.options, question.scores, strict=True):
+            known = asked.get(option.edit)
+            if known is None or score - option.threshold > known[1] - known[2]:
+                asked[option.edit] = (option.name, score, option.threshold)
     found = text.found or anchors.find(torch.tensor([ids]), config.threshold)[0]
     matches = [match for match in found if match.expert == expert]
     if not matches and asked:  # of those that are not asked for, the one that comes nearest
