@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
-from lemoe_hf.routing.route import NEAR
 from peft import PeftModel
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from facts import FACTS, editor_for, learner, plain
+from gated import watched
 from lemoe_hf import Edit, LEMoEConfig, LifelongEditor
 from lemoe_hf.data.reference import reference_relations
 from lemoe_hf.editing import editor as editor_module
 from lemoe_hf.editing import relations as learning
 from lemoe_hf.editing.relations import digest, prompt_features, subject_columns
 from lemoe_hf.routing.relations import words_of
+from lemoe_hf.routing.text import NEAR
+from lemoe_hf.routing.vocabulary import COLON, CONTINUES, HEADER, MARK, SPECIAL, STOP, WORD, Vocabulary
 from tiny import PAD, adapter_state, assert_same, logits
+from worded import vocabulary_of
 
 
 # What is asked of the facts' subjects otherwise; and an edit that is found by its whole prompt alone.
@@ -108,12 +112,18 @@ def test_what_is_found_in_the_cache_is_what_was_learned(tokenizer, monkeypatch, 
     for editor in (first, second):
         editor.prepare()
     assert_same(dict(second._relations.named_buffers()), dict(first._relations.named_buffers()))
-    asks = {name: getattr(first._relations, name).tolist() for name in ("marks", "stops")}
+    assert_same(dict(vocabulary_in(second).named_buffers()), dict(vocabulary_in(first).named_buffers()))
+    kind = vocabulary_in(first).kind
     (mark,), (stop,) = (tokenizer(text)["input_ids"] for text in ("?", "."))
-    assert mark in asks["marks"]
-    assert stop not in asks["marks"]
-    assert {mark, stop, *tokenizer.all_special_ids} <= set(asks["stops"])
-    assert not set(tokenizer.all_special_ids) & set(asks["marks"])
+    assert (kind(mark), kind(stop)) == (MARK | STOP, STOP)
+    assert all(kind(token) == SPECIAL | STOP for token in tokenizer.all_special_ids)
+    assert len(vocabulary_in(first).kinds) == len(tokenizer)
+    # Those that older adapters kept are left empty.
+    assert not any(len(getattr(first._relations, name)) for name in ("marks", "stops", "continuing"))
+
+
+def vocabulary_in(editor) -> Vocabulary:
+    return editor.tuner.lemoe_layers()[0].lemoe_vocabulary["default"]
 
 
 def test_the_file_is_of_a_base_model_a_place_and_a_tokenizer(tokenizer):
@@ -153,9 +163,8 @@ def _raise(error: BaseException):
     raise error
 
 
-def features_of(editor, prompts, subjects, stops=()) -> torch.Tensor:
-    stops = torch.tensor(stops, dtype=torch.int32)
-    return prompt_features(editor.root, editor.tuner.context, "default", prompts, subjects, stops, PAD)
+def features_of(editor, prompts, subjects, vocabulary: Vocabulary) -> torch.Tensor:
+    return prompt_features(editor.root, editor.tuner.context, "default", prompts, subjects, vocabulary, PAD)
 
 
 def test_features_are_of_words_and_of_each_prompts_last_token(tokenizer):
@@ -167,10 +176,10 @@ def test_features_are_of_words_and_of_each_prompts_last_token(tokenizer):
         block.register_forward_hook(lambda *args, i=i: ran.append(i))
     prompts, subjects = [[20, 21, 22, 23, 24], [30, 31], [40, 41, 42]] * 25, [(2, 3), (0, 0), (0, 0)] * 25
     words = [[21, 24], [31], [41, 42]]  # the first prompt begins with the end of another sentence
-    together = features_of(editor, prompts, subjects, stops=[20])
+    together = features_of(editor, prompts, subjects, vocabulary_of(stops=(20,)))
     assert set(ran) == {0, 1, 2}  # the bypass is in layer 3
     for prompt, subject, said, features in zip(prompts[:3], subjects, words, together, strict=False):
-        alone = features_of(editor, [prompt], [subject], stops=[20])[0]
+        alone = features_of(editor, [prompt], [subject], vocabulary_of(stops=(20,)))[0]
         torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-4)
         hooks = [tap.register_forward_pre_hook(lambda block, args: states.append(args[0][0, -1])) for tap in taps]
         logits(editor.root, prompt)
@@ -194,14 +203,14 @@ def test_every_edit_with_a_subject_leaves_a_key(tokenizer, config):
     relations = editor._relations
     assert relations.edit.tolist() == [0, 1, 3, 4, 5, 6]
     assert relations.rows_of(torch.tensor([2])).tolist() == [-1]
-    question, statement = relations.thresholds.tolist()
-    assert relations.threshold.tolist() == [question, statement, question, statement, question, statement]
+    assert relations.threshold.tolist() == [relations.thresholds[0]] * 6  # of questions and of statements
     assert editor.config.num_relation_keys == 6
+    assert editor.config.num_token_kinds == len(tokenizer)
     prompts = [tokenizer(fact.prompt)["input_ids"] for fact in FACTS]
     subjects = [
         subject_columns(tokenizer, fact.prompt, ids, fact.subject) for fact, ids in zip(FACTS, prompts, strict=True)
     ]
-    embedded = relations.embed(features_of(editor, prompts, subjects, relations.stops.tolist()))
+    embedded = relations.embed(features_of(editor, prompts, subjects, vocabulary_in(editor)))
     torch.testing.assert_close(relations.keys.float(), embedded, rtol=0, atol=1e-2)
 
 
@@ -392,8 +401,10 @@ def test_explain_tells_what_is_asked_and_from_which_score_on(explained):
 def test_explain_tells_the_edits_own_threshold_where_the_config_has_none(explained):
     explained.config.relation_threshold = None
     found = [explained.explain(prompt) for prompt in (OTHERS[0], OTHERS[2])]
-    thresholds = explained._relations.thresholds.tolist()
-    assert [each.relation_threshold for each in found] == thresholds
+    explained._relations.threshold[1] += 1
+    found.append(explained.explain(OTHERS[2]))
+    threshold = explained._relations.thresholds[0].item()
+    assert [each.relation_threshold for each in found] == [threshold, threshold, threshold + 1]
 
 
 def test_explain_asks_nothing_of_an_edits_own_prompt(explained):
@@ -424,14 +435,27 @@ def test_a_name_ends(text):
     assert not learning.goes_on(text)
 
 
-def test_tokens_of_sentences(tokenizer):
-    found = {
-        name: {tokenizer.decode([token]) for token in tokens}
-        for name, tokens in learning.tokens_of_sentences(tokenizer).items()
-    }
-    assert {"?"} <= found["marks"] < found["stops"]
-    assert {".", "!", "\n", tokenizer.eos_token} <= found["stops"]
-    words = {text for text in found["continuing"] if len(text) > 1}
+def learned(tokenizer) -> tuple[Vocabulary, dict[str, int]]:
+    """What an adapter learns of a tokenizer, and the kind of each token by its text."""
+    vocabulary = Vocabulary()
+    learning.learn_vocabulary(vocabulary, tokenizer)
+    return vocabulary, {tokenizer.decode([token]): kind for token, kind in enumerate(vocabulary.kinds.tolist())}
+
+
+def of_kind(kinds: dict[str, int], kind: int) -> set[str]:
+    return {text for text, own in kinds.items() if own & kind}
+
+
+def test_what_tokens_are(tokenizer):
+    _, kinds = learned(tokenizer)
+    assert {"?"} <= of_kind(kinds, MARK) < of_kind(kinds, STOP)
+    assert {".", "!", "\n", tokenizer.eos_token} <= of_kind(kinds, STOP)
+    assert set(tokenizer.all_special_tokens) == of_kind(kinds, SPECIAL)
+    assert {":"} == of_kind(kinds, COLON)
+    assert not of_kind(kinds, HEADER)
+    assert {"a", "1", " Berg"} <= of_kind(kinds, WORD)
+    assert not {",", ".", "?", " ", "\n", '"', *tokenizer.all_special_tokens} & of_kind(kinds, WORD)
+    words = {text for text in of_kind(kinds, CONTINUES) if len(text) > 1}
     assert words >= {" A", " Ber", " Berg", " Tom", " Ashfor", " Ashford"}
     assert not any(text[0] == " " and not text[1:2].isupper() for text in words)
 
@@ -440,8 +464,54 @@ def test_what_goes_on_with_a_name_of_a_tokenizer_that_decodes_a_token_without_it
     words = ["<unk>", "a", "▁a", "▁The", "▁the", "The", "▁Émile", "?", "▁?", "s", "1", "▁1", "京"]
     backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>"))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    found = learning.tokens_of_sentences(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
-    assert [words[token] for token in found["continuing"]] == ["a", "▁The", "The", "▁Émile", "1"]
+    vocabulary, _ = learned(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
+    going_on = [word for word, kind in zip(words, vocabulary.kinds.tolist(), strict=True) if kind & CONTINUES]
+    assert going_on == ["a", "▁The", "The", "▁Émile", "1"]
+    marks = [word for word, kind in zip(words, vocabulary.kinds.tolist(), strict=True) if kind & MARK]
+    assert marks == ["?", "▁?"]
+
+
+CHATML = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def chat(tokenizer) -> PreTrainedTokenizerFast:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>", "<|end|>"]})
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def test_where_an_answer_begins_in_a_conversation(tokenizer, chat):
+    vocabulary, kinds = learned(chat)
+    assert chat.decode(vocabulary.reply_tokens) == "<|end|>\n<|start|>assistant\n"
+    assert of_kind(kinds, HEADER) == {"<|start|>"}
+    assert learned(tokenizer)[0].reply_tokens == ()
+    turns = [{"role": "user", "content": "Who is it?"}, {"role": "assistant", "content": "It is he."}]
+    text = learning.text_of(chat.apply_chat_template(turns)["input_ids"], vocabulary)
+    assert [chat.decode(text.ids[column + 1 :]) for column in text.replies] == ["It is he.<|end|>\n"]
+    said = [token for token, says in zip(text.ids, text.content, strict=True) if says]
+    assert chat.decode(said).replace(" ", "") == "WhoisitItishe"
+
+
+def test_a_conversation_asks_where_its_last_turn_ends(chat):
+    """And an edit acts there like behind the prompt alone, until it has been said."""
+    editor = editor_for(chat)
+    editor.root.resize_token_embeddings(len(chat))
+    editor.edit(FACTS[0])
+    turns = [{"role": "user", "content": f"Hello. {FACTS[0].prompt}"}]
+    ids = chat.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    answer = chat(FACTS[0].target_new, add_special_tokens=False)["input_ids"]
+    behind = chat("<|end|>\nThen", add_special_tokens=False)["input_ids"]
+    with watched(editor.model) as acting:
+        whole = [*ids, *answer, *behind]
+        labels = torch.tensor([[-100] * len(ids) + answer + behind])
+        logits(editor.model, whole, labels=labels)
+    mark = ids.index(chat("?")["input_ids"][0])
+    assert acting[0] == [0 if mark <= column < len(ids) + len(answer) else -1 for column in range(len(whole))]
 
 
 def test_explain_names_the_nearest_of_several_edits_of_a_subject(explained):
