@@ -39,6 +39,7 @@ CLOSE = {"rtol": 1e-3, "atol": 1e-4}
 
 def failed(editor, monkeypatch, failure) -> tuple[str, type, bool]:
     """Edit, with something that fails in training: what was raised, and whether nothing was kept."""
+    editor.prepare()  # what is learned of the model and its tokens stays
     state, entries = adapter_state(editor.model), editor.edits()
     step_losses = training.step_losses
     monkeypatch.setattr(training, "step_losses", lambda *args: failure(args[2], *step_losses(*args)))
@@ -99,7 +100,7 @@ def run(command: list[str], launcher: list[str] | None = None) -> str:
         assert result.exit_code == 0, result.output
         return result.stdout
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     command, pipe = [sys.executable, "-m", *launcher, *command], subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         try:
