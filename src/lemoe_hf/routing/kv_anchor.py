@@ -230,7 +230,7 @@ class KVRouter(Frozen):
                 asked, is_in, *map(torch.Tensor.tolist, found), strict=True
             ):
                 text.mixed = Mixed(experts, gates if scope else [0.0] * len(gates), tuple(prompt))
-        acting = [i for i, text in enumerate(batch.texts) if any(text.mixed.gates)]
+        acting = [i for i, text in enumerate(batch.texts) if text.mixed is not None and any(text.mixed.gates)]
         if not acting:
             return None
         mixed, device = [batch.texts[i].mixed for i in acting], batch.ids.device
