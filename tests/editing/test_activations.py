@@ -1,13 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lemoe_hf.routing.route import Route
 
 from lemoe_hf import structure
 from lemoe_hf.editing.activations import CachedBatch
 from lemoe_hf.editing.samples import Sample
 from lemoe_hf.editing.trunk import Trunk, reusable
 from lemoe_hf.generation import pad_right
+from lemoe_hf.routing.passes import Acting
 from tiny import CONFIGS, PAD, edited, prompts_of, put_edits
 
 
@@ -48,17 +48,15 @@ def gradients(model, losses) -> list[torch.Tensor]:
 def plain_losses(model, samples=SAMPLES) -> torch.Tensor:
     """One whole forward pass over right-padded texts, with every sample's expert from its start on."""
     ids, mask = pad_right([sample.prompt + sample.target for sample in samples], PAD, torch.device("cpu"))
-    start = torch.tensor([[sample.start] for sample in samples])
-    route = Route(
+    acting = Acting.of(
+        [(row, list(range(sample.start, ids.shape[1]))) for row, sample in enumerate(samples)],
         experts=2 + torch.tensor([[sample.expert] for sample in samples]),
         gates=torch.ones(len(samples), 1),
-        start=start,
-        end=torch.full_like(start, Route.ENDLESS),
+        width=ids.shape[1],
         num_committed=2,
         uses_open=True,
-        last_start=int(start.max()),
     )
-    with model.base_model.context.pinned({"default": route}):
+    with model.base_model.context.imposed({"default": acting}):
         logits = model.base_model.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     losses = []
     for row, sample in enumerate(samples):
@@ -68,7 +66,7 @@ def plain_losses(model, samples=SAMPLES) -> torch.Tensor:
 
 
 def cached_losses(batch: CachedBatch) -> torch.Tensor:
-    return batch.losses(batch.logits({"default": batch.route("default", 2)}))
+    return batch.losses(batch.logits({"default": batch.acting(2)}))
 
 
 @pytest.mark.parametrize("from_start", [True, False])
@@ -109,7 +107,7 @@ def test_a_step_computes_no_more_than_it_must():
     batch = batch_for(model)
     for block in stack:
         block.mlp.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape[:2])))
-    logits = batch.logits({"default": batch.route("default", 2)})
+    logits = batch.logits({"default": batch.acting(2)})
     # Only the bypassed last layer runs, from the earliest start to the longest target, and the head sees targets only.
     assert seen == [(4, 10)]
     assert logits.shape[0] == sum(len(sample.target) for sample in SAMPLES)
@@ -165,9 +163,9 @@ def test_select_of_a_selection():
 def test_gates_weigh_the_expert():
     model = model_in_training("llama")
     batch = batch_for(model)
-    off = batch.logits({"default": batch.route("default", 2, torch.zeros(4))})
+    off = batch.logits({"default": batch.acting(2, gates=torch.zeros(4, 1))})
     torch.testing.assert_close(off, batch.logits({}), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(off, batch.logits({"default": batch.route("default", 2)}), atol=1e-2)
+    assert not torch.allclose(off, batch.logits({"default": batch.acting(2)}), atol=1e-2)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "mamba"])
@@ -186,7 +184,7 @@ def test_nothing_stays_replaced_after_an_exception(family):
 
     handle = model.base_model.lemoe_layers()[0].register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        batch.logits({"default": batch.route("default", 2)})
+        batch.logits({"default": batch.acting(2)})
     handle.remove()
     assert all("forward" not in vars(module) or "forward" in modules[name] for name, module in root.named_modules())
     assert hooks == {
@@ -244,17 +242,6 @@ def test_of_what_a_layer_returns_only_hidden_states_are_kept():
     batch = batch_for(model_in_training("bloom"), from_start=False)
     assert len(batch.hidden) > 1
     assert not any(each is not None for each in batch.hidden[1:])
-
-
-def test_nothing_is_reused_where_layers_run_again_above_the_bypass():
-    """What comes before a bypass in the first round comes after it in the second."""
-    model = model_in_training("llama")
-    decoder = model.base_model.model.model
-    decoder.layers.extend(list(decoder.layers[2:]))
-    model.config.num_hidden_layers = len(decoder.layers)
-    assert reusable_of(model) == (False, 0.0)
-    batch = batch_for(model, reuse=False)
-    torch.testing.assert_close(cached_losses(batch), plain_losses(model))
 
 
 def test_building_a_batch_leaves_no_hook_when_it_fails(monkeypatch):

@@ -412,7 +412,7 @@ def test_explain_names_the_expert_that_the_router_chose(tokenizer):
     chosen = []
     layer = lead(editor)
     layer.base_layer.register_forward_hook(
-        lambda *args: chosen.append(int(layer.context.routes["default"].experts[0, 0]))
+        lambda *args: chosen.append(int(layer.context.acting("default").experts[0, 0]))
     )
     logits_of(editor, [fact.prompt for fact in FACTS])
     expected = list(chosen)
@@ -466,6 +466,7 @@ def test_undo_in_a_shared_expert_leaves_its_other_edits(tokenizer):
 
 def test_undo_of_all_edits_of_an_open_expert_forgets_what_it_learned(tokenizer):
     editor = editor_for(tokenizer, edits_per_expert=3, expert_dim=16)
+    editor.prepare()
     state = adapter_state(editor.model)
     editor.edit(FACTS[:2])
     editor.undo(0)
@@ -753,8 +754,10 @@ def test_prompts_longer_than_the_attention_window_are_run_as_a_whole(tokenizer):
     editor.edit(FACTS[0])
     filler = "It rains here, and there, all the day. " * 12
     late = Edit(filler + "The capital of Zembla is", "Onhava", subject="Zembla")
-    early = Edit(f"Zog is a king. {filler} He is", "tall", subject="Zog")
-    assert all(256 < len(tokenized.prompt) < 512 for tokenized in editor._tokenized([late, early]))
+    early = Edit("Zog says:", filler, subject="Zog")
+    lengths = [(len(each.prompt), len(each.target)) for each in editor._tokenized([late, early])]
+    assert all(256 < sum(length) < 510 for length in lengths)  # each fits, and not what they have together
+    assert lengths[0][0] > 256 > lengths[1][0]
     for edits, from_start in (([late], True), ([late, early], False), ([FACTS[1]], True)):
         batch, _ = editor._trunk.run(editor._samples(editor._tokenized(edits)))
         assert (batch.reuse, batch.from_start) == (True, from_start)

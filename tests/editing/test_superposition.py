@@ -54,7 +54,7 @@ def test_keys_have_the_cosines_of_whitening_space(tokenizer, family: str):
     tokens = torch.cat(states)
     second = tokens.T @ tokens
     second += RIDGE * second.diagonal().mean() * torch.eye(len(second))
-    keys = torch.stack([row[item.start] for row, item in zip(states, items, strict=False)])
+    keys = torch.stack([row[item.last] for row, item in zip(states, items, strict=False)])
     gram = keys @ torch.linalg.inv(second) @ keys.T
     expected = gram / gram.diagonal().sqrt().outer(gram.diagonal().sqrt())
     found = whitened_keys(edited(family), tokenizer, items)

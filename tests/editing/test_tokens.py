@@ -8,7 +8,6 @@ from lemoe_hf import Edit
 from lemoe_hf.data import reference_prompts
 from lemoe_hf.editing.tokens import Calibration, columns, continuation, tokenize_edit
 from lemoe_hf.routing.anchors import LOWEST_THRESHOLD, Anchors
-from lemoe_hf.routing.scope import in_scope
 
 
 FACT = Edit("Which country is Shmavon Vardanyan from?", "Yemen", subject="Shmavon Vardanyan")
@@ -30,15 +29,17 @@ def test_prompt_and_target_are_what_generate_sees(tokenizer):
     assert item.prompt + item.target == tokenizer("The capital of Zembla is Onhava")["input_ids"]
 
 
-def test_an_expert_acts_from_the_last_token_of_the_subject_on(tokenizer):
+def test_the_columns_of_the_subject_are_told(tokenizer):
     item = tokenize_edit(tokenizer, FACT, 100)
-    assert tokenizer.decode(item.prompt[: item.start + 1]) == "Which country is Shmavon Vardanyan"
+    assert tokenizer.decode(item.prompt[: item.last + 1]) == "Which country is Shmavon Vardanyan"
+    assert tokenizer.decode(item.prompt[item.first :]).strip() == "Shmavon Vardanyan from?"
 
 
-def test_tokens_before_a_text_shift_the_start_and_are_no_part_of_an_anchor(tokenizer, with_bos):
+def test_tokens_before_a_text_shift_the_subject_and_are_no_part_of_an_anchor(tokenizer, with_bos):
     item = tokenize_edit(with_bos, FACT, 100)
     assert item.prompt[0] == 1
-    assert tokenizer.decode(item.prompt[1 : item.start + 1]) == "Which country is Shmavon Vardanyan"
+    assert tokenizer.decode(item.prompt[1 : item.last + 1]) == "Which country is Shmavon Vardanyan"
+    assert tokenizer.decode(item.prompt[item.first :]).strip() == "Shmavon Vardanyan from?"
     assert all(1 not in tokens for tokens, _, _ in item.spans)
 
 
@@ -51,15 +52,13 @@ def test_spans_are_the_prompt_and_the_spellings_of_the_subject(tokenizer):
     subjects = {tokenizer.decode(tokens) for tokens, is_prompt, _ in spans if not is_prompt}
     name = "Shmavon Vardanyan"
     assert subjects == {name, " " + name, name.lower(), " " + name.lower()}
-    for tokens, is_prompt, start in spans:
-        end = tokenizer.decode(tokens[: start + 1]).lower()
-        assert end.endswith("shmavon vardanyan") if is_prompt else start == len(tokens) - 1
+    assert all(start == len(tokens) - 1 for tokens, _, start in spans)  # each asks with its last token
 
 
 def test_without_a_subject_there_is_the_prompt_alone(tokenizer):
     item = tokenize_edit(tokenizer, Edit("what is the colour of rain", "grey"), 100)
     assert all(is_prompt for _, is_prompt, _ in item.spans)
-    assert item.start == len(item.prompt) - 1
+    assert (item.first, item.last) == (0, len(item.prompt) - 1)
 
 
 def test_contexts_hold_the_prompt_or_the_subject_elsewhere(tokenizer):
@@ -153,7 +152,7 @@ def test_a_subject_of_common_words_is_no_anchor(tokenizer, subject):
     found = Anchors()
     found.add([anchor for anchor in anchors if not anchor.is_prompt])
     rows = [tokenizer(prompt)["input_ids"] for prompt in reference_prompts()]
-    assert not any(in_scope(found, torch.tensor([row]))[0] for row in rows)
+    assert not any(found.find(torch.tensor([row]))[0] for row in rows)
     assert any(anchor.is_prompt for anchor in anchors)
 
 

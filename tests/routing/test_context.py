@@ -154,7 +154,9 @@ def test_what_is_imposed_ends_with_the_block_and_holds_for_one_model_only():
     model, other = model_of(), model_of()
     routed, plain = logits(model, PROMPTS), logits(tiny(), PROMPTS)
     ones = torch.ones(4, 1)
-    swapped = Acting.of([(row, [5]) for row in range(4)], torch.tensor([[1], [0], [3], [2]]), ones, 6, 4, uses_open=False)
+    swapped = Acting.of(
+        [(row, [5]) for row in range(4)], torch.tensor([[1], [0], [3], [2]]), ones, 6, 4, uses_open=False
+    )
     for acting, expected in (({}, plain), ({"default": swapped}, logits(swapped_model(), PROMPTS))):
         with model.base_model.context.imposed(acting):
             assert torch.equal(logits(model, PROMPTS), expected)

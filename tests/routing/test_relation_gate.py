@@ -237,8 +237,8 @@ TWO_SENTENCES = {
 @pytest.mark.parametrize(("prompt", "answered"), TWO_SENTENCES.values(), ids=TWO_SENTENCES)
 def test_a_new_question_takes_over(prompt, answered):
     """
-    Whether it asks for another edit or for nothing: what was asked for before acts no longer. And `generate` leaves to the base
-    model what was asked before the last question.
+    Whether it asks for another edit or for nothing: what was asked for before acts no longer. And `generate` leaves to the
+    base model what was asked before the last question.
     """
     model = model_of(marks=(A, B, C))
     assert_close(logits(model, prompt), expected_logits(model, prompt, [answered]))

@@ -72,6 +72,16 @@ def test_in_an_own_prompt_the_last_column_does():
     assert asked([50, *NAME, 51, MARK, 30], ends=(5,), prompt=6)[5] == ("end", None, [0])
 
 
+def test_an_own_prompt_within_a_longer_one_asks_nothing():
+    """Whichever was edited first; but for a mark, where a question is known to end."""
+    within = prompt([*NAME, 51], 2)
+    router = router_of(*ANCHORS, within)
+    assert asked([50, *NAME, 51], router) == {3: ("guess", 0, [])}
+    longer = router_of(within, prompt([50, *NAME, 51, 30], 3))
+    assert asked([50, *NAME, 51, 30], longer, ends=(4,), prompt=5) == {4: ("end", 3, [])}
+    assert asked([40, *NAME, 51, 30], longer, ends=(4,), prompt=5) == {3: ("guess", 2, []), 4: ("end", None, [])}
+
+
 def test_an_own_prompt_in_an_answer_asks_nothing():
     assert asked([30, 31, 50, *NAME, 51], ends=(1,), prompt=2) == {1: ("end", None, [])}
     assert asked([30, 31, 50, *NAME, 51], first=2, ends=(1,), prompt=2) == {}

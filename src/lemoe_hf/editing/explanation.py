@@ -94,7 +94,9 @@ def explain(editor: LifelongEditor, prompt: str) -> Explanation:
     ((text, questions),) = looked_at(editor, [ids])
     expert = next(reversed(acting(text)), None)
     asked: dict[int, tuple[Match, float, float]] = {}
-    for question in questions:  # of several, such as a question mark and the end of the prompt, that which asks most surely
+    for (
+        question
+    ) in questions:  # of several, such as a question mark and the end of the prompt, that which asks most surely
         for option, score in zip(question.options, question.scores, strict=True):
             known = asked.get(option.edit)
             if known is None or score - option.threshold > known[1] - known[2]:

@@ -411,8 +411,8 @@ def check_known(frame: Frame | None, columns: int) -> None:
 
 def take_back(cache, columns: int) -> None:
     """
-    Crop a cache to before the first column on which an edit has acted in an earlier turn, as far as it can be cropped: keys and
-    values of what was answered are to be the base model's, as they are where the conversation is given as a whole.
+    Crop a cache to before the first column on which an edit has acted in an earlier turn, as far as it can be cropped: keys
+    and values of what was answered are to be the base model's, as where the conversation is given as a whole.
     """
     kept = getattr(cache, "lemoe_texts", None)
     if kept is None or not hasattr(cache, "crop") or kept.length_in(cache) >= columns:

@@ -313,8 +313,8 @@ class Text:
 
     def _is_past(self, decision: Decision) -> bool:
         """
-        Whether a question lies within a prompt: it is answered, if at all, at the end of that. What was answered before is given,
-        and left to the base model.
+        Whether a question lies within a prompt: it is answered, if at all, at the end of that. What was answered before is
+        given, and left to the base model.
         """
         is_answered_there = self.answers_all and decision.kind == "end"
         return self.prompt is not None and decision.column < self.prompt - 1 and not is_answered_there
