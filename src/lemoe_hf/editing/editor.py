@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..data.edit import Edit
-from ..generation import answers, evaluating, pad_right, padding_of
+from ..generation import evaluating, pad_right, padding_of
 from ..routing.anchors import Anchor
 from ..routing.relations import Relations
 from ..structure import text_config
-from ..tuners.lemoe.layer import LEMoELayer
-from ..tuners.lemoe.model import LEMoEModel
 from .activations import CachedBatch
 from .arguments import EditingArguments
+from .edited import EditedModel
 from .explanation import Explanation, explain
 from .parallel import processes, train_by_all_processes
 from .push import push_model
@@ -46,7 +44,7 @@ class Step:
     fills: bool = True
 
 
-class LifelongEditor:
+class LifelongEditor(EditedModel):
     """
     Edits a model that has a LEMoE adapter, as often as you like.
 
@@ -78,32 +76,12 @@ class LifelongEditor:
         arguments: EditingArguments | None = None,
         adapter_name: str | None = None,
     ):
-        tuner = getattr(model, "base_model", None)
-        if not isinstance(tuner, LEMoEModel):
-            raise TypeError(
-                f"LifelongEditor needs a PeftModel with a LEMoE adapter; got {type(model).__name__}. Make one with "
-                f"`get_peft_model(model, LEMoEConfig())`."
-            )
+        super().__init__(model, tokenizer, adapter_name)
         pad = padding_of(tokenizer)
-        self.model, self.tuner, self.tokenizer = model, tuner, tokenizer
-        self.adapter_name = tuner._adapter(adapter_name)
         default = EditingArguments() if self.config.normalize else EditingArguments.paper()
         self.arguments = arguments or default
         self._calibration: Calibration | None = None
-        self._trunk = Trunk(self.root, tuner.context, pad)
-
-    @property
-    def config(self):
-        return self.tuner.peft_config[self.adapter_name]
-
-    @property
-    def _lead(self) -> LEMoELayer:
-        """The layer that holds the anchors."""
-        return self.tuner.lemoe_layers(self.adapter_name)[0]
-
-    @property
-    def root(self) -> torch.nn.Module:
-        return self.tuner.model
+        self._trunk = Trunk(self.root, self.tuner.context, pad)
 
     # --------------------------------------------------------------------------------------------------------- editing
 
@@ -148,19 +126,6 @@ class LifelongEditor:
         limit = getattr(text_config(self.root), "max_position_embeddings", None) or -1
         limit = limit if limit > 0 else 2**31  # XLNet, which has no limit, says -1
         return tokenize_edits(self.tokenizer, edits, limit, self.arguments.contexts)
-
-    def check_active(self) -> None:
-        """
-        Raises:
-            ValueError: If the adapter is not active, or adapters are disabled.
-        """
-        if self.adapter_name not in self._lead.active_adapters:
-            raise ValueError(
-                f"The adapter {self.adapter_name!r} is not active, so that nothing goes through it. Call "
-                f"`model.set_adapter({self.adapter_name!r})` first."
-            )
-        if self._lead.disable_adapters:
-            raise ValueError("The adapters are disabled: nothing goes through them. Leave `disable_adapter()` first.")
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -326,21 +291,6 @@ class LifelongEditor:
 
     # ------------------------------------------------------------------------------------------------ looking and undo
 
-    def edits(self) -> list[dict]:
-        """
-        The ledger: every edit with its `id`, the `expert` that holds it, and the `edit` itself, oldest first.
-
-        There is no `edit` in those that came from an adapter pushed with `push_edits=False`.
-        """
-        entries = self.tuner.ledger(self.adapter_name)
-        for entry in entries:
-            if "prompt_ids" in entry:  # made by a training loop, which knows tokens only
-                entry["edit"] = {
-                    "prompt": self.tokenizer.decode(entry.pop("prompt_ids"), skip_special_tokens=True),
-                    "target_new": self.tokenizer.decode(entry.pop("target_ids"), skip_special_tokens=True).strip(),
-                }
-        return entries
-
     def undo(self, edit_id: int) -> dict:
         """
         Take one edit back, exactly: its prompt gets its earlier answer, and nothing else changes.
@@ -362,30 +312,6 @@ class LifelongEditor:
             TypeError, ValueError: As of [`explain`].
         """
         return explain(self, prompt)
-
-    @contextmanager
-    def without(self, edit_ids: set[int]):
-        """
-        Inside, the model answers as if these edits had not been made.
-
-        Raises:
-            ValueError: If the adapter routes every prompt, whether an edit is found or not (`deferral=False`).
-        """
-        self.tuner.check_deferral(self.adapter_name)
-        anchors = self._lead.lemoe_anchors
-        kept = anchors[self.adapter_name]
-        fewer = deepcopy(kept)
-        for edit_id in edit_ids:
-            fewer.remove(edit_id)
-        anchors[self.adapter_name] = fewer
-        try:
-            yield
-        finally:
-            anchors[self.adapter_name] = kept
-
-    def answers(self, prompts: Sequence[str], max_new_tokens: Sequence[int] | int = 16) -> list[str]:
-        """Greedy answers of the edited model."""
-        return answers(self.model, self.tokenizer, prompts, max_new_tokens)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """

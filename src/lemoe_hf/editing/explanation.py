@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..generation import evaluating, pad_right
 from ..routing.anchors import Match
 from ..routing.text import Question, Text
-
-
-if TYPE_CHECKING:
-    from .editor import LifelongEditor
+from .edited import EditedModel
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Explanation:
         )
 
 
-def explain(editor: LifelongEditor, prompt: str) -> Explanation:
+def explain(editor: EditedModel, prompt: str) -> Explanation:
     """
     Which edit answers a prompt, found by what and how surely; or that the base model does.
 
@@ -125,7 +121,7 @@ def explain(editor: LifelongEditor, prompt: str) -> Explanation:
 
 
 @torch.no_grad()
-def looked_at(editor: LifelongEditor, prompts: Sequence[list[int]]) -> list[tuple[Text, list[Question]]]:
+def looked_at(editor: EditedModel, prompts: Sequence[list[int]]) -> list[tuple[Text, list[Question]]]:
     """The texts of a batch of prompts, given as tokens, when they have passed the model, and what each was seen to ask."""
     root, context, name = editor.root, editor.tuner.context, editor.adapter_name
     device = root.get_input_embeddings().weight.device

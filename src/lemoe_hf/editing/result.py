@@ -8,11 +8,11 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING
 
+from .edited import EditedModel
+
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-    from .editor import LifelongEditor
 
 
 @dataclass
@@ -28,7 +28,7 @@ class EditResult:
     `deferral=False` no edit can be left out: `before` are then the base model's, and `after` those of all edits.
     """
 
-    editor: LifelongEditor = field(repr=False)
+    editor: EditedModel = field(repr=False)
     records: list[dict]
     seconds: float
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -11,17 +11,30 @@ from torch import nn
 from ...routing.anchors import Anchors
 from ...routing.relations import Relations
 from ...routing.targets import Targets
-
-
-if TYPE_CHECKING:
-    from .layer import LEMoELayer
+from .config import LEMoEConfig
 
 
 # What adapters from before these were kept do not have, and are loaded without.
 LATER = ("lemoe_targets", "lemoe_vocabulary")
 
 
-def write_sizes(layer: LEMoELayer, adapter_name: str) -> None:
+class Storing(Protocol):
+    """A layer with what it has stored of each adapter: the anchors and all beside them, if it leads; its experts."""
+
+    configs: dict[str, LEMoEConfig]
+    adapter_layer_names: tuple[str, ...]
+    other_param_names: tuple[str, ...]
+    lemoe_bank: nn.ModuleDict
+    lemoe_open: nn.ModuleDict
+    lemoe_anchors: nn.ModuleDict
+    lemoe_targets: nn.ModuleDict
+    lemoe_vocabulary: nn.ModuleDict
+    lemoe_ledger: nn.ModuleDict
+    lemoe_relations: nn.ModuleDict
+    lemoe_router_bank: nn.ModuleDict
+
+
+def write_sizes(layer: Storing, adapter_name: str) -> None:
     """Write the sizes of everything stored to the config, from which a loader makes room before it reads."""
     config, anchors = layer.configs[adapter_name], layer.lemoe_anchors[adapter_name]
     config.num_experts = len(layer.lemoe_bank[adapter_name])
@@ -41,7 +54,7 @@ def write_sizes(layer: LEMoELayer, adapter_name: str) -> None:
         config.num_router_anchors = len(layer.lemoe_router_bank[adapter_name].anchors)
 
 
-def stored(layer: LEMoELayer, adapter_name: str) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:
+def stored(layer: Storing, adapter_name: str) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:
     """Everything that is saved of an adapter: its module, its key within the layer, its name and the tensor."""
     for container in layer.adapter_layer_names + layer.other_param_names:
         if adapter_name in getattr(layer, container):
@@ -50,7 +63,7 @@ def stored(layer: LEMoELayer, adapter_name: str) -> Iterator[tuple[nn.Module, st
                 yield module, f"{container}.{adapter_name}.{name}", name, tensor
 
 
-def check(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+def check(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
     """
     Check a state dict, with keys relative to the layer, before anything of it is loaded.
 
@@ -86,7 +99,7 @@ def check(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.Tens
                 kind.check(own)
 
 
-def completed(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def completed(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict with nothing in the place of what was not kept yet when it was saved."""
     if not state_dict:  # of another method: `check` says so
         return state_dict
@@ -98,7 +111,7 @@ def completed(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.
     return state_dict | missing
 
 
-def fit_to(layer: LEMoELayer, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+def fit_to(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
     """Resize every tensor of an adapter to what a state dict, with keys relative to the layer, holds for it."""
     for module, key, name, tensor in list(stored(layer, adapter_name)):
         if tensor.shape != state_dict[key].shape:

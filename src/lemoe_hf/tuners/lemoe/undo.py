@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from .layer import LEMoELayer
 from .ledger import entries_of, lines_of
 from .sizes import write_sizes
-
-
-if TYPE_CHECKING:
-    from .layer import LEMoELayer
 
 
 def remove_edit(layers: list[LEMoELayer], adapter_name: str, edit: int) -> dict:

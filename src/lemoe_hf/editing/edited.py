@@ -1,0 +1,103 @@
+"""A model with edits, looked at: what was edited, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from ..generation import answers
+from ..tuners.lemoe.config import LEMoEConfig
+from ..tuners.lemoe.layer import LEMoELayer
+from ..tuners.lemoe.model import LEMoEModel
+
+
+class EditedModel:
+    """
+    Args:
+        model ([`~peft.PeftModel`]): With a LEMoE adapter.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        adapter_name (`str`, *optional*): The adapter to look at; by default the active one.
+
+    Raises:
+        TypeError: If the model has no LEMoE adapter.
+    """
+
+    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, adapter_name: str | None = None):
+        tuner = getattr(model, "base_model", None)
+        if not isinstance(tuner, LEMoEModel):
+            raise TypeError(
+                f"{type(self).__name__} needs a PeftModel with a LEMoE adapter; got {type(model).__name__}. Make one with "
+                f"`get_peft_model(model, LEMoEConfig())`."
+            )
+        self.model, self.tuner, self.tokenizer = model, tuner, tokenizer
+        self.adapter_name = tuner._adapter(adapter_name)
+
+    @property
+    def config(self) -> LEMoEConfig:
+        return self.tuner.peft_config[self.adapter_name]
+
+    @property
+    def _lead(self) -> LEMoELayer:
+        """The layer that holds the anchors."""
+        return self.tuner.lemoe_layers(self.adapter_name)[0]
+
+    @property
+    def root(self) -> torch.nn.Module:
+        return self.tuner.model
+
+    def check_active(self) -> None:
+        """
+        Raises:
+            ValueError: If the adapter is not active, or adapters are disabled.
+        """
+        if self.adapter_name not in self._lead.active_adapters:
+            raise ValueError(
+                f"The adapter {self.adapter_name!r} is not active, so that nothing goes through it. Call "
+                f"`model.set_adapter({self.adapter_name!r})` first."
+            )
+        if self._lead.disable_adapters:
+            raise ValueError("The adapters are disabled: nothing goes through them. Leave `disable_adapter()` first.")
+
+    def edits(self) -> list[dict]:
+        """
+        The ledger: every edit with its `id`, the `expert` that holds it, and the `edit` itself, oldest first.
+
+        There is no `edit` in those that came from an adapter pushed with `push_edits=False`.
+        """
+        entries = self.tuner.ledger(self.adapter_name)
+        for entry in entries:
+            if "prompt_ids" in entry:  # made by a training loop, which knows tokens only
+                entry["edit"] = {
+                    "prompt": self.tokenizer.decode(entry.pop("prompt_ids"), skip_special_tokens=True),
+                    "target_new": self.tokenizer.decode(entry.pop("target_ids"), skip_special_tokens=True).strip(),
+                }
+        return entries
+
+    @contextmanager
+    def without(self, edit_ids: set[int]):
+        """
+        Inside, the model answers as if these edits had not been made.
+
+        Raises:
+            ValueError: If the adapter routes every prompt, whether an edit is found or not (`deferral=False`).
+        """
+        self.tuner.check_deferral(self.adapter_name)
+        anchors = self._lead.lemoe_anchors
+        kept = anchors[self.adapter_name]
+        fewer = deepcopy(kept)
+        for edit_id in edit_ids:
+            fewer.remove(edit_id)
+        anchors[self.adapter_name] = fewer
+        try:
+            yield
+        finally:
+            anchors[self.adapter_name] = kept
+
+    def answers(self, prompts: Sequence[str], max_new_tokens: Sequence[int] | int = 16) -> list[str]:
+        """Greedy answers of the edited model."""
+        return answers(self.model, self.tokenizer, prompts, max_new_tokens)
