@@ -171,6 +171,19 @@ def test_neither_padding_nor_other_rows_change_what_acts(side):
         assert alone == [acts]
 
 
+def test_a_row_of_padding_holds_no_text():
+    model, (text, acts) = model_of(), TEXTS[0]
+    ids = torch.tensor([[PAD] * len(text), text])
+    mask = (ids != PAD).long()
+    with watched(model) as acting:
+        logits(model, ids, attention_mask=mask)
+    assert acting == [[-1] * len(text), acts]
+    with watched(model) as acting:
+        decoded = generate(model, ids, attention_mask=mask)
+    assert acting[0] == [-1] * (len(text) + 5)
+    assert torch.equal(decoded[1], generate(model, text)[0])
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 @torch.no_grad()
 def test_chunks_on_a_cache_act_like_the_whole(size):

@@ -115,6 +115,13 @@ def test_padding_is_no_part_of_the_mean():
     )
 
 
+@pytest.mark.parametrize("deferral", [True, False])
+def test_a_row_of_padding_has_no_route(deferral):
+    model, (prompt,) = model_of(1, deferral=deferral), prompts_of(1)
+    ids = torch.tensor([prompt, [PAD] * 6])
+    assert torch.equal(logits(model, ids, attention_mask=(ids != PAD).long())[0], logits(model, [prompt] * 2)[0])
+
+
 # ---------------------------------------------------------------------------------------------------------------- hazards
 
 
