@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 # Chat, and the subject alone in a statement and in a question: what made rephrasings of another form find their answer.
-CONTEXTS = ("chat", "Question: {prompt}\nAnswer:", "{subject} is", "What about {subject}?")
+CONTEXTS = ("chat", "{subject} is", "Question: What about {subject}?\nAnswer:")
 
 
 @dataclass

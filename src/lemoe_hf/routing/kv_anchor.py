@@ -11,6 +11,7 @@ Axes: `b` batch, `e` experts, `s` slots, `d` hidden size, `p` width of the proje
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -221,9 +222,7 @@ class KVRouter(Frozen):
             return None
         asked = [(text, prompt) for text, prompt in zip(batch.texts, prompts_of(batch), strict=True) if prompt]
         if asked:
-            ids = torch.full((len(asked), max(len(prompt) for _, prompt in asked)), -1)
-            for row, (_, prompt) in enumerate(asked):
-                ids[row, : len(prompt)] = torch.tensor(prompt)
+            ids = padded([prompt for _, prompt in asked])
             is_in = [True] * len(asked) if anchors is None else [bool(row) for row in anchors.find(ids, threshold)]
             found = self.gates(config, bank, self.anchors_of(root, ids.to(batch.ids.device)), num_serving)
             for (text, prompt), scope, experts, gates in zip(
@@ -249,6 +248,14 @@ class KVRouter(Frozen):
         """Experts and gates, of shape `(b, s)`, of prompts in training that belong to the open experts `learner`, `(b,)`."""
         forced = learner if config.train_route == "forced" else None
         return self.gates(config, bank, anchors, len(bank.keys) + len(self.keys), forced)
+
+
+def padded(prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Tokens of prompts, -1 behind each that is shorter than others, of shape `(b, t)`."""
+    ids = torch.full((len(prompts), max(map(len, prompts))), -1)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+    return ids
 
 
 def prompts_of(batch: Batch) -> list[list[int] | None]:

@@ -129,7 +129,10 @@ class Pass:
         for piece, asking in zip(self.batch.pieces, self.askings, strict=True):
             for _, question in waiting([asking]):
                 rows.append(piece.row)
-                columns.append(piece.places[question.column - asking.first] + hidden.shape[1] - self.batch.width)
+                column = question.column
+                if question.kind == "end":
+                    column = max(asking.text.said_until(column), asking.first)
+                columns.append(piece.places[column - asking.first] + hidden.shape[1] - self.batch.width)
         self.recorded.append(hidden[rows, columns])
 
     def decide(self, embed: Callable[[torch.Tensor], torch.Tensor]) -> None:

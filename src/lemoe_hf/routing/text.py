@@ -284,9 +284,11 @@ class Text:
             return
         last = self._last_question(column) if kind == "end" and question.own is None else None
         if last is not None and self.sentences(last.column + 1, column) <= BETWEEN:
-            if last.edit is not None and not self._has_said(last.targets, last.column + 1, column):
-                self._ask(replace(last, column=column, kind=kind, start=column))
-            return
+            named_since = any(option.name.first > last.column for option in question.options)
+            if not (named_since and question.asked_for()):
+                if last.edit is not None and not self._has_said(last.targets, last.column + 1, column):
+                    self._ask(replace(last, column=column, kind=kind, start=column))
+                return
         if question.own is not None:
             edit, expert = question.own.edit, question.own.expert
         else:

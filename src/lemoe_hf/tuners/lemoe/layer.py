@@ -14,10 +14,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ... import structure
-from ...generation import pad_right
 from ...routing.anchors import Anchor, Anchors
 from ...routing.context import RoutingContext
-from ...routing.kv_anchor import KVRouter
+from ...routing.kv_anchor import KVRouter, padded
 from ...routing.passes import EVERYTHING, Acting, Batch, Pass
 from ...routing.relations import Relations
 from ...routing.router import Router
@@ -271,8 +270,13 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         device = batch.ids.device
         if config.routing == "kv_anchor" and lessons:
             router, bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
+<<<<<<< HEAD
             ids, _ = pad_right([list(lesson.read) for lesson in lessons], -1, device)
             embedded = router.anchors_of(root, ids)
+=======
+            ids = padded([[*lesson.lead, *lesson.prompt] for lesson in lessons])
+            embedded = router.anchors_of(root, ids.to(device))
+>>>>>>> 49ddab3 (Prompts are padded in routing itself: layers import nothing from above them)
             if new and config.router_replay:
                 rows = [lessons.index(lesson) for lesson in new]
                 bank.remember(embedded[rows], torch.full((len(rows),), num_committed, device=device))
