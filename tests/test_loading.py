@@ -15,10 +15,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lemoe_hf import LEMoEConfig
+from lemoe_hf.routing.vocabulary import MARK, STOP
+from lemoe_hf.tuners.lemoe.sizes import LATER
 from tiny import (
     CONFIGS,
     FAMILIES,
     LAYERS,
+    VOCAB,
     adapter_state,
     assert_same,
     edited,
@@ -29,6 +32,7 @@ from tiny import (
     tiny,
     unrelated,
 )
+from worded import put_vocabulary, vocabulary_of
 
 
 COUNTS = [0, 1, 7, 1000]
@@ -389,6 +393,60 @@ def test_tensors_that_disagree_are_an_error(tmp_path, cut):
     tensors[name] = tensors[name][:2].contiguous()
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="damaged"):
+        PeftModel.from_pretrained(tiny(), tmp_path)
+
+
+@pytest.mark.parametrize("loads", ["from_pretrained", "load_adapter", "over another"])
+def test_an_adapter_from_before_targets_and_kinds_of_tokens_were_kept_is_loaded_without(tmp_path, loads):
+    model = adapter_of(2)
+    model.save_pretrained(tmp_path)
+    file, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    kept = {name: tensor for name, tensor in load_file(file).items() if not any(later in name for later in LATER)}
+    assert len(kept) == len(load_file(file)) - 5
+    save_file(kept, file, {"format": "pt"})
+    sizes = ("num_targets", "num_target_tokens", "num_token_kinds", "num_reply_tokens")
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k not in sizes}))
+    if loads == "from_pretrained":
+        loaded = PeftModel.from_pretrained(tiny(), tmp_path).eval()
+    elif loads == "load_adapter":
+        loaded = tiny()
+        loaded.load_adapter(tmp_path)
+    else:
+        loaded = edited()
+        put_edits(loaded, prompts_of(3), targets=[[30], [31, 32], [33]], seed=9)
+        put_vocabulary(loaded, vocabulary_of(marks=(40,), reply=(50, 51)))
+        loaded.load_adapter(tmp_path, "default")
+    prefix = "" if loads == "load_adapter" else "base_model.model."
+    expected = {prefix + name.removeprefix("base_model.model."): each for name, each in adapter_state(model).items()}
+    assert_same(adapter_state(loaded), expected)
+    for ids in (prompts_of(2), unrelated()):
+        assert torch.equal(logits(loaded, ids), logits(model, ids))
+
+
+def test_targets_and_kinds_of_tokens_survive_the_disk(tmp_path):
+    model = edited()
+    put_edits(model, prompts_of(2), targets=[[30], [31, 32]])
+    put_vocabulary(model, vocabulary_of(marks=(40,), reply=(50, 51)))
+    model.base_model.store([], [])
+    model.save_pretrained(tmp_path)
+    layer = PeftModel.from_pretrained(tiny(), tmp_path).base_model.lemoe_layers()[0]
+    assert [layer.lemoe_targets["default"].of(edit) for edit in (0, 1)] == [((30,),), ((31, 32),)]
+    vocabulary = layer.vocabulary("default")
+    assert (vocabulary.kind(40), vocabulary.reply_tokens) == (MARK | STOP, (50, 51))
+    config = layer.configs["default"]
+    assert (config.num_targets, config.num_target_tokens) == (2, 3)
+    assert (config.num_token_kinds, config.num_reply_tokens) == (VOCAB, 2)
+
+
+def test_damaged_targets_are_an_error(tmp_path):
+    model = edited()
+    put_edits(model, prompts_of(2), targets=[[30], [31, 32]])
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    state = load_file(file)
+    (name,) = (name for name in state if name.endswith("lemoe_targets.tokens"))
+    save_file(state | {name: state[name][:-1].clone()}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="targets are damaged"):
         PeftModel.from_pretrained(tiny(), tmp_path)
 
 

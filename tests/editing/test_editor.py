@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from facts import FACTS, UNRELATED, editor_for, learner, plain, targets
+from gated import watched
 from lemoe_hf import Edit, EditingArguments, EditingError, LEMoEConfig, LifelongEditor
 from lemoe_hf.editing import training
 from tiny import PAD, adapter_state, assert_same, committed, tiny
@@ -452,6 +453,34 @@ def test_undo_is_exact(tokenizer):
     assert [(entry["id"], entry["expert"]) for entry in editor.edits()] == [(1, 0)]
     assert editor.edit(FACTS[3]).ids[0] > 1
     assert answers(editor, [FACTS[1], FACTS[3]]) == ["Onhava", "Wupp"]
+
+
+def test_what_edits_answer_is_stored_in_every_spelling_and_taken_back_with_them(tokenizer):
+    editor = editor_for(tokenizer)
+    editor.edit(FACTS[:2])
+    stored = lead(editor).lemoe_targets["default"]
+    for edit, fact in enumerate(FACTS[:2]):
+        spelled = [tuple(tokenizer(form)["input_ids"]) for form in (fact.target_new, " " + fact.target_new)]
+        assert set(spelled) <= set(stored.of(edit))
+        assert {tokenizer.decode(tokens).strip() for tokens in stored.of(edit)} == {fact.target_new}
+    kept = stored.of(1)
+    editor.undo(0)
+    assert (stored.of(0), stored.of(1)) == ((), kept)
+    assert editor.config.num_targets == len(kept)
+
+
+def test_an_edit_ends_with_its_target(tokenizer):
+    """What is decoded behind it is the base model's again, but for the token that follows the target."""
+    editor = editor_for(tokenizer)
+    editor.edit(FACTS[0])
+    ids = tokenizer(FACTS[0].prompt)["input_ids"]
+    options = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False, "pad_token_id": PAD}
+    with watched(editor.model) as acting:
+        text = editor.model.generate(input_ids=torch.tensor([ids]), **options)[0].tolist()
+    target = tokenizer(" " + FACTS[0].target_new)["input_ids"]
+    assert text[len(ids) : len(ids) + len(target)] == target
+    end = len(ids) + len(target)
+    assert acting == [[0 if len(ids) - 1 <= column < end else -1 for column in range(len(ids) + 19)]]
 
 
 def test_undo_in_a_shared_expert_leaves_its_other_edits(tokenizer):
