@@ -270,13 +270,7 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         device = batch.ids.device
         if config.routing == "kv_anchor" and lessons:
             router, bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
-<<<<<<< HEAD
-            ids, _ = pad_right([list(lesson.read) for lesson in lessons], -1, device)
-            embedded = router.anchors_of(root, ids)
-=======
-            ids = padded([[*lesson.lead, *lesson.prompt] for lesson in lessons])
-            embedded = router.anchors_of(root, ids.to(device))
->>>>>>> 49ddab3 (Prompts are padded in routing itself: layers import nothing from above them)
+            embedded = router.anchors_of(root, padded([lesson.read for lesson in lessons]).to(device))
             if new and config.router_replay:
                 rows = [lessons.index(lesson) for lesson in new]
                 bank.remember(embedded[rows], torch.full((len(rows),), num_committed, device=device))
