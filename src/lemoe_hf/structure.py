@@ -184,6 +184,17 @@ def fingerprint(model: nn.Module) -> str:
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def streams_of(model: nn.Module) -> int:
+    """How often layers are given each column: ProphetNet runs what it predicts beside what it reads."""
+    config = text_config(model)
+    return 1 + config.ngram if getattr(config, "model_type", "") == "prophetnet" else 1
+
+
+def counts_its_cache(model: nn.Module) -> bool:
+    """Whether a cache holds a column for each token: CPM-Ant's holds a prompt of its own, and is given all tokens anew."""
+    return getattr(text_config(model), "model_type", "") != "cpmant"
+
+
 def accepted_by(root: nn.Module) -> set[str]:
     """Names of what a forward pass can be given."""
     return set(inspect.signature(root.forward).parameters)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..structure import CACHE_NAMES, text_config
+from ..structure import CACHE_NAMES, streams_of, text_config
 from .cached import CachedTexts, cache_in
 from .compiled import act, begin, look, number_of
 from .continuous_batching import is_paged, managed, pieces_of_requests, text_of
@@ -42,7 +42,7 @@ class RoutingContext:
     """
 
     def __init__(self, root: nn.Module):
-        self.root = root
+        self.root, self.streams = root, streams_of(root)
         self.layers: list[nn.Module] = []
         self.blocks: list[nn.Module] = []
         # For each adapter the modules whose inputs tell what a prompt asks for; the last is in the first layer with a bypass.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -95,6 +95,20 @@ class Acting:
         written = columns >= 0
         gates = gates[:, :, None] * written[:, None]
         return cls(rows, columns.clamp(min=0), experts, gates, written, width, num_committed, uses_open)
+
+    def in_streams(self, times: int) -> Acting:
+        """The same where layers are given every column `times` times, one stream behind the other."""
+        shifts = torch.arange(times, device=self.columns.device) * self.width
+        columns = (self.columns[:, None] + shifts[:, None]).flatten(1)
+        rows, written = self.rows.repeat(1, times), self.written.repeat(1, times)
+        return replace(
+            self,
+            rows=rows,
+            columns=columns,
+            written=written,
+            gates=self.gates.repeat(1, 1, times),
+            width=self.width * times,
+        )
 
 
 @dataclass

@@ -331,6 +331,8 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         """What the module gives, `hidden`, with what experts make of its input `x`, as the pass that is running tells."""
         for adapter_name in self.active_adapters:
             acting = self.context.acting(adapter_name) if adapter_name in self.lemoe_bank else None
+            if acting is not None and self.context.streams > 1:
+                acting = acting.in_streams(self.context.streams)
             if acting is not None:
                 hidden = self._bypass(adapter_name, acting, hidden if self.is_block else x, hidden)
         return hidden

@@ -162,6 +162,8 @@ class LEMoEModel(BaseTuner):
 
     def generate(self, *args: Any, **kwargs: Any):
         """`generate` of the base model, whose forward passes are told where the prompts end."""
+        if not structure.counts_its_cache(self.model):
+            kwargs.setdefault("use_cache", False)
         with self.context.generation(self.model, args, kwargs):
             return self.model.generate(*args, **kwargs)
 
