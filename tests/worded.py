@@ -11,7 +11,18 @@ import torch
 from lemoe_hf.routing.router import Asking, Router
 from lemoe_hf.routing.targets import Targets
 from lemoe_hf.routing.text import Text
-from lemoe_hf.routing.vocabulary import COLON, CONTINUES, HEADER, MARK, SPECIAL, STOP, WORD, Vocabulary
+from lemoe_hf.routing.vocabulary import (
+    CAPITAL,
+    COLON,
+    CONTINUES,
+    HEADER,
+    MARK,
+    PRONOUN,
+    SPECIAL,
+    STOP,
+    WORD,
+    Vocabulary,
+)
 from tiny import VOCAB
 
 
@@ -23,10 +34,12 @@ def vocabulary_of(
     headers: tuple[int, ...] = (),
     colons: tuple[int, ...] = (),
     continuing: tuple[int, ...] = (),
+    capitals: tuple[int, ...] = (),
+    pronouns: tuple[int, ...] = (),
     reply: tuple[int, ...] = (),
 ) -> Vocabulary:
     """A vocabulary in which all tokens from 10 on are words, but for those that are named."""
-    kinds = torch.full((VOCAB,), WORD, dtype=torch.uint8)
+    kinds = torch.full((VOCAB,), WORD, dtype=torch.int16)
     kinds[:10] = 0
     for kind, tokens in (
         (MARK | STOP, marks),
@@ -35,6 +48,8 @@ def vocabulary_of(
         (SPECIAL | STOP | HEADER, headers),
         (COLON, colons),
         (WORD | CONTINUES, continuing),
+        (WORD | CAPITAL, capitals),
+        (WORD | PRONOUN, pronouns),
     ):
         kinds[list(tokens)] = kind
     vocabulary = Vocabulary()
