@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from anchored import bank, prompt, subject
 from lemoe_hf.routing.anchors import Anchor
 from lemoe_hf.routing.relations import Relations, features_of, words_of
-from lemoe_hf.routing.router import Asking, Router, waiting, words_beside
+from lemoe_hf.routing.router import Asking, Router, mean_of_words, score, waiting, words_beside
 from lemoe_hf.routing.targets import Targets
 from lemoe_hf.routing.text import Text
 from worded import vocabulary_of
@@ -61,14 +61,13 @@ def test_where_nobody_tells_every_column_behind_a_subject_does():
 
 
 def test_in_an_own_prompt_the_last_column_does():
-    """Told or not; a subject within it does not ask, and what stands behind is a question of its own."""
+    """
+    Where nobody tells; a subject within it does not ask, and what stands behind is a question of its own. Where the end of
+    the prompt is told, that asks, and the own prompt if nothing has been said since.
+    """
     assert asked([50, *NAME, 51]) == {3: ("guess", 0, [])}
     assert asked([50, *NAME, 51, 30]) == {3: ("guess", 0, []), 4: ("guess", None, [0])}
-    assert asked([50, *NAME, 51, MARK, STOP], ends=(5,), prompt=6) == {
-        3: ("guess", 0, []),
-        4: ("mark", None, [0]),
-        5: ("end", 0, []),
-    }
+    assert asked([50, *NAME, 51, MARK, STOP], ends=(5,), prompt=6) == {4: ("mark", None, [0]), 5: ("end", 0, [])}
     assert asked([50, *NAME, 51, MARK, 30], ends=(5,), prompt=6)[5] == ("end", None, [0])
 
 
@@ -79,7 +78,13 @@ def test_an_own_prompt_within_a_longer_one_asks_nothing():
     assert asked([50, *NAME, 51], router) == {3: ("guess", 0, [])}
     longer = router_of(within, prompt([50, *NAME, 51, 30], 3))
     assert asked([50, *NAME, 51, 30], longer, ends=(4,), prompt=5) == {4: ("end", 3, [])}
-    assert asked([40, *NAME, 51, 30], longer, ends=(4,), prompt=5) == {3: ("guess", 2, []), 4: ("end", None, [])}
+    assert asked([40, *NAME, 51, 30], longer) == {3: ("guess", 2, [])}
+    assert asked([40, *NAME, 51, 30], longer, ends=(4,), prompt=5) == {4: ("end", None, [])}
+    assert asked([50, *NAME, 51, MARK], router_of(*ANCHORS, prompt([50, *NAME, 51, MARK, 30], 3)))[4][0] == "mark"
+    assert asked([50, *NAME, 51, MARK, 30], router_of(*ANCHORS, prompt([50, *NAME, 51, MARK, 30], 3))) == {
+        4: ("mark", None, [0]),
+        5: ("guess", 3, []),
+    }
 
 
 def test_an_own_prompt_in_an_answer_asks_nothing():
@@ -103,6 +108,61 @@ def test_a_subject_that_is_named_in_a_later_sentence_takes_over():
     assert asked([*NAME, STOP, *OTHER, MARK], ends=(5,), prompt=6)[5] == ("mark", None, [1])
     assert asked([*NAME, 30, *OTHER, MARK], ends=(5,), prompt=6)[5] == ("mark", None, [0, 1])
     assert asked([*NAME, STOP, 30, MARK], ends=(4,), prompt=5)[4] == ("mark", None, [0])
+
+
+# Capitalised words, and what stands for a name.
+CITY, WHO, IT = 80, 81, 82
+CASED = vocabulary_of((MARK,), (STOP,), capitals=(CITY, WHO), pronouns=(IT,))
+ABOUT = {
+    "of no other": ([WHO, 31], [0]),
+    "of another": ([WHO, 31, CITY], []),
+    "of another, and more": ([31, CITY, 32], []),
+    "of it, and another": ([WHO, 31, IT, CITY], [0]),
+    "of another, then of it": ([31, CITY, IT], [0]),
+    "beginning with it": ([IT, 31, CITY], [0]),
+    "a capital at the beginning alone": ([CITY, 31], [0]),
+    "a capital of the edit's own prompt": ([WHO, 31, 90], [0]),
+    "both": ([WHO, 90, CITY], []),
+}
+
+
+@pytest.mark.parametrize(("question", "options"), ABOUT.values(), ids=ABOUT)
+@pytest.mark.parametrize("kind", ["mark", "end"])
+def test_a_question_that_names_another_is_not_about_the_subject_of_an_earlier_sentence(question, options, kind):
+    """As "Who is the mayor of Chicago?" where New York City has been named before."""
+    cased = vocabulary_of((MARK,), (STOP,), capitals=(CITY, WHO, 90), pronouns=(IT,))
+    router = Router(bank(prompt([50, *NAME, 90, 51], 0), subject(NAME, 0)), Targets(), cased)
+    tokens = [30, *NAME, 31, STOP, *question, *([MARK, 5] if kind == "mark" else [STOP, 5])]
+    text = Text(ends={len(tokens) - 1}, prompt=len(tokens))
+    text.read(tokens, range(len(tokens)), cased)
+    asking = Asking(text, 0)
+    router.questions([asking])
+    found = {each.kind: [option.edit for option in each.options] for each in asking.questions}
+    assert found[kind] == options
+
+
+def test_a_question_about_another_in_the_sentence_that_names_a_subject_may_be_about_that():
+    """What it asks decides."""
+    router = Router(bank(*ANCHORS), Targets(), CASED)
+    for tokens in [WHO, *NAME, 31, CITY, MARK], [WHO, 31, CITY, 32, *NAME, MARK]:
+        text = Text(prompt=9)
+        text.read(tokens, range(len(tokens)), CASED)
+        asking = Asking(text, 0)
+        router.questions([asking])
+        (question,) = asking.questions
+        assert [option.edit for option in question.options] == [0]
+
+
+def test_of_rivals_each_has_capitals_of_its_own():
+    """A question about another may be about a rival, whose prompt names it."""
+    rival = [prompt([*NAME, 51, CITY], 2), subject(NAME, 2)]
+    router = Router(bank(*ANCHORS, *rival), Targets(), CASED)
+    tokens = [*NAME, 31, STOP, WHO, 31, CITY, MARK]
+    text = Text(prompt=9)
+    text.read(tokens, range(len(tokens)), CASED)
+    asking = Asking(text, 0)
+    router.questions([asking])
+    assert [[option.edit for option in each.options] for each in asking.questions] == [[2]]
 
 
 def test_rivals_are_options_beside_the_best_edit_of_their_subject():
@@ -186,17 +246,31 @@ def test_a_score_is_of_the_words_of_the_sentence_and_the_hidden_states_where_it_
     ]
     generator = torch.Generator().manual_seed(2)
     hidden = [torch.randn(2, WIDTH, generator=generator) for _ in range(2)]
-    router.score(askings, hidden, lambda ids: EMBEDDING[ids])
+    score(relations, askings, hidden, lambda ids: EMBEDDING[ids])
     spoken = {(0, 0): [30, 31, *OTHER, MARK], (0, 1): [30, *NAME, 31, MARK], (1, 1): [32, MARK]}
     for row, asking in enumerate(askings):
         (question,) = asking.questions
-        for option, score in zip(question.options, question.scores, strict=True):
+        for option, found in zip(question.options, question.scores, strict=True):
             words = words_of(EMBEDDING[torch.tensor(spoken[row, option.edit])]) - relations.mean[:WIDTH]
             states = features_of([each[row] for each in hidden]) - relations.mean[WIDTH:]
             features = torch.cat([words.mean(0), states])
             vector = F.normalize(features @ relations.directions.float(), dim=-1)
             key = relations.keys[option.edit].float()
-            torch.testing.assert_close(torch.tensor(score), relations.score(key[None], vector[None])[0, 0])
+            torch.testing.assert_close(torch.tensor(found), relations.score(key[None], vector[None])[0, 0])
+
+
+def test_words_are_averaged_of_each_list_by_itself():
+    relations = relations_of({0: unit(1.0)})
+    spoken = [[30, 31, 30], [], [40]]
+    found = mean_of_words(relations, spoken, torch.device("cpu"), lambda ids: EMBEDDING[ids])
+    for words, mean in zip(spoken, found, strict=True):
+        expected = torch.zeros(Relations.num_directions)
+        if words:
+            seen = words_of(EMBEDDING[torch.tensor(words)]) - relations.mean[:WIDTH]
+            expected = seen.mean(0) @ relations.directions[:WIDTH].float()
+        torch.testing.assert_close(mean, expected)
+    nothing = mean_of_words(relations, [[], []], torch.device("cpu"), lambda ids: EMBEDDING[ids])
+    assert torch.equal(nothing, torch.zeros(2, Relations.num_directions))
 
 
 # A name of two tokens in columns 2 and 3; a stop in column 5.
