@@ -498,7 +498,7 @@ def test_where_an_answer_begins_in_a_conversation(tokenizer, chat):
 
 
 def test_a_conversation_asks_where_its_last_turn_ends(chat):
-    """And an edit acts there like behind the prompt alone, until it has been said."""
+    """And an edit acts there like behind the prompt alone, until it has been said; not where the user's question ends."""
     editor = editor_for(chat)
     editor.root.resize_token_embeddings(len(chat))
     editor.edit(FACTS[0])
@@ -510,8 +510,8 @@ def test_a_conversation_asks_where_its_last_turn_ends(chat):
         whole = [*ids, *answer, *behind]
         labels = torch.tensor([[-100] * len(ids) + answer + behind])
         logits(editor.model, whole, labels=labels)
-    mark = ids.index(chat("?")["input_ids"][0])
-    assert acting[0] == [0 if mark <= column < len(ids) + len(answer) else -1 for column in range(len(whole))]
+    answering = range(len(ids) - 1, len(ids) + len(answer))
+    assert acting[0] == [0 if column in answering else -1 for column in range(len(whole))]
 
 
 def test_explain_names_the_nearest_of_several_edits_of_a_subject(explained):

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from gated import STOP, A, B, C, expected_logits, gated, generate, put_asked, watched
 from lemoe_hf.generation import pad_left, pad_right
 from lemoe_hf.routing.cached import CachedTexts, cache_in
+from lemoe_hf.routing.context import take_back
 from lemoe_hf.routing.text import Text
 from tiny import PAD, logits, prompts_of
 from worded import vocabulary_of
@@ -247,8 +248,8 @@ def test_every_way_to_decode_ends_an_edit_at_the_same_token(prompt, options):
     answer = text[0, len(prompt) :].tolist()
     assert answer[2:4] == target
     asks = prompt is not ANSWERED["of nothing"]
-    start = len(prompt) - 1 if prompt[-1] != STOP else LAST
-    expected = [0 if asks and start <= column <= len(prompt) + 3 else -1 for column in range(len(prompt) + 5)]
+    first, last = len(prompt) - 1, len(prompt) + 3
+    expected = [0 if asks and first <= column <= last else -1 for column in range(len(prompt) + 5)]
     assert acting == [expected]
     with watched(model) as other:
         assert torch.equal(generate(model, prompt, **options), text)
@@ -343,3 +344,114 @@ def test_a_text_that_was_copied_with_its_cache_goes_on_alone():
     with watched(model) as acting:
         model(input_ids=torch.tensor([ask(1, B)]), past_key_values=copied)
     assert acting[0][11:] == [-1] * 6 + [1]
+
+
+# ------------------------------------------------------------------------------------------- another turn on a cache
+
+TURNS = {
+    "the same again": (ask(0, A), [250, 251], ask(0, A)),
+    "another subject": (ask(0, A), [250, 251], ask(1, B)),
+    "nothing": (ask(0, A), [250, 251], [214, 215, C]),
+    "after nothing": (ask(0, C), [250, STOP], ask(0, A)),
+    "asked and not answered": ([*ask(0, A), 214, STOP], [250, 251], [214, STOP]),
+}
+
+
+def said_in_turns(model, turns, cache=None) -> tuple[list[int], torch.Tensor]:
+    """The whole conversation, and the scores of its last answer."""
+    first, answer, second = turns
+    saying = Saying(len(first), [answer])
+    options = {"suppress_tokens": None, "min_new_tokens": 0} | ({} if cache is None else {"past_key_values": cache})
+    if cache is not None:
+        text = generate(model, first, logits_processor=[saying], max_new_tokens=len(answer), **options)[0].tolist()
+        assert text == [*first, *answer]
+    output = generate(
+        model,
+        [*first, *answer, *second],
+        max_new_tokens=4,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **options,
+    )
+    return output.sequences[0].tolist(), torch.stack(output.logits)
+
+
+@pytest.mark.parametrize("turns", TURNS.values(), ids=TURNS)
+@torch.no_grad()
+def test_a_conversation_that_goes_on_with_its_cache_is_as_if_it_came_as_a_whole(turns):
+    """What an edit has put into keys and values of an earlier turn is taken back."""
+    model = model_of()
+    whole, expected = said_in_turns(model, turns)
+    cache = DynamicCache(config=model.config)
+    with watched(model) as acting:
+        text, scores = said_in_turns(model, turns, cache)
+    assert text == whole
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+    given = sum(map(len, turns))
+    assert not any(expert >= 0 for expert in acting[0][: given - 1] if expert is not None)
+    with watched(model) as alone:
+        generate(model, text[:given], max_new_tokens=4, min_new_tokens=0, suppress_tokens=None)
+    assert acting[0][given - 1 :] == alone[0][given - 1 :]
+
+
+@pytest.mark.parametrize("given", [6, 7, 8, 9, 11])
+@torch.no_grad()
+def test_what_a_forward_pass_has_put_into_a_cache_is_taken_back(given):
+    """It did not know that the prompt goes on, and let an edit act behind the question."""
+    model, cache = model_of(), DynamicCache()
+    prompt = [*ask(0, A), 5, 6, 250, 251, 252, STOP, 214, C]
+    expected = generate(model, prompt, output_logits=True, return_dict_in_generate=True)
+    model(input_ids=torch.tensor([prompt[:given]]), past_key_values=cache)
+    with watched(model) as acting:
+        found = generate(model, prompt, past_key_values=cache, output_logits=True, return_dict_in_generate=True)
+    assert not any(expert >= 0 for expert in acting[0][: len(prompt) - 1] if expert is not None)
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("asks", [True, False])
+@torch.no_grad()
+def test_a_cache_is_taken_back_to_where_an_edit_has_acted_and_no_further(asks):
+    model, cache = model_of(), DynamicCache()
+    prompt = ask(0, A if asks else C)
+    text = generate(model, prompt, past_key_values=cache)
+    held, widths = cache.get_seq_length(), []
+    assert held == text.shape[1] - 1
+    handle = model.base_model.model.register_forward_pre_hook(
+        lambda root, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    longer = torch.cat([text, torch.tensor([[214, 215, C]])], 1)
+    generate(model, longer, past_key_values=cache)
+    handle.remove()
+    assert widths[0] == longer.shape[1] - (LAST if asks else held)
+    assert [each.ids[: longer.shape[1]] for each in cache.lemoe_texts.texts["default"]] == longer.tolist()
+
+
+@torch.no_grad()
+def test_what_acted_in_any_row_is_taken_back_in_all():
+    model, cache = model_of(), DynamicCache()
+    first = torch.tensor([[210, *ask(0, C)], [*ask(1, B), 215], [220, 221, 222, 223, 224, 225, 226, C]])
+    text = generate(model, first, past_key_values=cache)
+    longer = torch.cat([text, torch.tensor([[*ask(0, A)], [*ask(0, A)], [*ask(1, B)]])], 1)
+    together = generate(model, longer, past_key_values=cache, output_logits=True, return_dict_in_generate=True)
+    alone = generate(model, longer, output_logits=True, return_dict_in_generate=True)
+    assert torch.equal(together.sequences, alone.sequences)
+    torch.testing.assert_close(torch.stack(together.logits), torch.stack(alone.logits), rtol=1e-4, atol=1e-4)
+    cache_as_a_whole = DynamicCache()
+    generate(model, longer, past_key_values=cache_as_a_whole)
+    for layer, other in zip(cache.layers, cache_as_a_whole.layers, strict=True):
+        torch.testing.assert_close(layer.keys, other.keys, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_cache_that_answers_the_same_prompt_again_is_not_taken_back():
+    """No column is new then, and `generate` goes on as it would without edits: with what was answered last."""
+    model, cache = model_of(), DynamicCache()
+    text = generate(model, ask(0, A), past_key_values=cache)
+    columns = cache.get_seq_length()
+    take_back(cache, columns)
+    assert cache.get_seq_length() == columns == text.shape[1] - 1
+    take_back(cache, columns + 1)
+    assert cache.get_seq_length() == LAST
+    take_back(DynamicCache(), 10)  # of no edited model
+    take_back(None, 10)

@@ -460,12 +460,13 @@ def test_a_text_that_was_cut_is_as_if_it_had_never_been_longer(told):
     for _ in range(150):
         tokens = random_text(generator, told)
         length = generator.randint(1, len(tokens))
-        reading = Reading(ROUTER, generator.randint(1, length) if told else None)
+        reading = Reading(ROUTER, generator.randint(1, len(tokens)) if told else None)
         text, acts = reading.read(tokens, random_cuts(generator, len(tokens)))
         fresh, _ = reading.read(tokens[:length])
         ended += text.acting != fresh.acting
         text.cut(length)
-        assert decided(text) == decided(fresh), (tokens, length)
+        text.prompt = fresh.prompt
+        assert decided(text) == decided(fresh), (tokens, length, reading.prompt)
         assert text.acted == first_of(acts[:length])
         behind = random_text(generator, told)
         assert reading.go_on(text, behind) == reading.go_on(fresh, behind), (tokens, length, behind)
@@ -494,6 +495,15 @@ def test_a_label_that_was_cut_says_what_it_said():
     text.cut(len(part))
     assert text.content[6]
     assert decided(text) == decided(Reading(ROUTER, 5).read(part)[0])
+
+
+def test_a_question_within_a_prompt_that_was_cut_acts_no_more_than_before():
+    """As when a conversation goes on, and all is taken back behind the question."""
+    text, acts = Reading(ROUTER, 6).read([*QUESTION, 57, 30])
+    assert acts == span(5, 6, 7)
+    text.cut(5)
+    assert (text.acting, text.answer) == (None, None)
+    assert Reading(ROUTER, 9).go_on(text, [57, 30, 31, STOP, 32]) == [-1, -1, -1, 0, 0]
 
 
 def test_an_answer_that_was_cut_has_not_been_given():
