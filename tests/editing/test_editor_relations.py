@@ -20,9 +20,25 @@ from lemoe_hf.data.reference import reference_relations
 from lemoe_hf.editing import editor as editor_module
 from lemoe_hf.editing import relations as learning
 from lemoe_hf.editing.relations import digest, prompt_features, subject_columns
+from lemoe_hf.editing.tokens import Calibration, tokenize_edit
+from lemoe_hf.routing.anchors import Anchors
 from lemoe_hf.routing.relations import words_of
+from lemoe_hf.routing.router import Asking, Router
+from lemoe_hf.routing.targets import Targets
 from lemoe_hf.routing.text import NEAR
-from lemoe_hf.routing.vocabulary import COLON, CONTINUES, HEADER, MARK, SPECIAL, STOP, WORD, Vocabulary
+from lemoe_hf.routing.vocabulary import (
+    CAPITAL,
+    COLON,
+    CONTINUES,
+    HEADER,
+    MARK,
+    PRONOUN,
+    PRONOUNS,
+    SPECIAL,
+    STOP,
+    WORD,
+    Vocabulary,
+)
 from tiny import PAD, adapter_state, assert_same, logits
 from worded import vocabulary_of
 
@@ -458,6 +474,9 @@ def test_what_tokens_are(tokenizer):
     words = {text for text in of_kind(kinds, CONTINUES) if len(text) > 1}
     assert words >= {" A", " Ber", " Berg", " Tom", " Ashfor", " Ashford"}
     assert not any(text[0] == " " and not text[1:2].isupper() for text in words)
+    assert {" A", " Tom", " Ashford"} <= of_kind(kinds, CAPITAL) <= of_kind(kinds, CONTINUES)
+    assert not {"A", "T", " a", " 1", "."} & of_kind(kinds, CAPITAL)
+    assert of_kind(kinds, PRONOUN) == {text for text in kinds if text.strip().lower() in PRONOUNS} > {"it"}
 
 
 def test_what_goes_on_with_a_name_of_a_tokenizer_that_decodes_a_token_without_its_space():
@@ -469,6 +488,41 @@ def test_what_goes_on_with_a_name_of_a_tokenizer_that_decodes_a_token_without_it
     assert going_on == ["a", "▁The", "The", "▁Émile", "1"]
     marks = [word for word, kind in zip(words, vocabulary.kinds.tolist(), strict=True) if kind & MARK]
     assert marks == ["?", "▁?"]
+
+
+NEW_YORK = "New York City is large."
+QUESTIONS = {
+    "Who is the mayor of Chicago?": False,
+    "Who is the mayor of it?": True,
+    "Who is the mayor of that Chicago?": True,
+    "Who is the Governor?": False,
+    "Who is the Mayor?": True,
+    "who is the mayor?": True,
+    "Who is the mayor of New York City and of Chicago?": True,
+}
+
+
+@pytest.mark.parametrize(("question", "is_about"), QUESTIONS.items(), ids=QUESTIONS)
+def test_a_question_that_names_another_is_about_that(question, is_about):
+    """Not about what an earlier sentence has named, unless it says so, or the edit's own prompt names the other."""
+    edit = Edit("The Mayor of New York City is", "Mira", subject="New York City")
+    texts = [NEW_YORK, edit.prompt, *QUESTIONS]
+    words = dict.fromkeys(f"▁{word.strip('.?')}" for text in texts for word in text.split())
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(["<unk>", ".", "?", "▁a", *words])}, "<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    vocabulary, _ = learned(tokenizer)
+    anchors = Anchors()
+    anchors.add(Calibration(tokenizer).anchors(tokenize_edit(tokenizer, edit, 64), 0, 0))
+    text = learning.text_of(tokenizer(f"{NEW_YORK} {question}")["input_ids"], vocabulary)
+    assert tokenizer.unk_token_id not in text.ids
+    text.ends, text.prompt = {len(text) - 1}, len(text)
+    asking = Asking(text, 0)
+    Router(anchors, Targets(), vocabulary).questions([asking])
+    assert [bool(each.options) for each in asking.questions] == [is_about]
 
 
 CHATML = (
