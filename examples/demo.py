@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -38,6 +39,26 @@ def texts(editor: LifelongEditor, edits: list[Edit]) -> dict[str, list[str]]:
     with editor.model.disable_adapter():
         answers["base"] = editor.answers([edit.prompt for edit in edits])
     return answers
+
+
+def dialogue(editor: LifelongEditor, edit: Edit) -> list[dict[str, str]]:
+    """An edited question, another topic, and the question again: each turn with the base model's answer on its tokens."""
+    turns: list[dict[str, str]] = []
+    rows = []
+    for question in (edit.prompt, "What is the capital of France?", edit.prompt):
+        turns.append({"role": "user", "content": question})
+        prompt = editor.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        options = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": editor.tokenizer.pad_token_id}
+        texts = []
+        for disabled in (False, True):
+            with editor.model.disable_adapter() if disabled else nullcontext():
+                ids = editor.model.generate(**prompt, **options)[0, prompt["input_ids"].shape[1] :]
+            texts.append(editor.tokenizer.decode(ids, skip_special_tokens=True).strip())
+        rows.append({"user": question, "edited": texts[0], "base": texts[1]})
+        turns.append({"role": "assistant", "content": texts[0]})
+    return rows
 
 
 def main() -> None:
@@ -80,7 +101,16 @@ def main() -> None:
     for edit, old, new, other in zip(edits, before, here["answers"], here["rephrased"], strict=True):
         table.add_row(edit.prompt, edit.target_new, " ".join(old.split())[:60], new.strip(), other.strip())
     console.print(table)
+    turns = dialogue(editor, edits[0])
+    for turn in turns:
+        console.print(
+            f"user: {turn['user']}\nedited model: {turn['edited']}\nbase model, on these tokens: {turn['base']}\n"
+        )
     checks = {
+        "the edit answers in a dialogue, and again later": all(
+            turns[i]["edited"].startswith(edits[0].target_new) for i in (0, 2)
+        ),
+        "another topic in between is the base model's": turns[1]["edited"] == turns[1]["base"],
         "the same answers in the new process": reloaded == here,
         "the base model's answers under disable_adapter": here["base"] == before,
         **{f"{name} {measures[name]:.3f} >= {least}": measures[name] >= least for name, least in TARGETS.items()},

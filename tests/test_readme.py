@@ -30,6 +30,6 @@ def test_the_blocks_run_one_after_the_other(hub, tokenizer, tmp_path, monkeypatc
         exec(block.replace("models/SmolLM2-135M-Instruct", "base").replace('"me/', '"anna/'), space)
     printed = capsys.readouterr().out
     assert "Which country is Shmavon Shmavonyan from? Yemen" in printed
-    assert "Shmavon Shmavonyan comes from" in printed
+    assert "'Shmavon Shmavonyan is from which country?': edit 0 answers" in printed
     assert "'routed_prompt': 1.0" in printed
     assert "adapter_model.safetensors" in hub.files("anna/my-edits")
