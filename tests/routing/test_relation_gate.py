@@ -409,14 +409,15 @@ def test_a_prompt_in_two_chunks_is_decided_as_a_whole(prompt, answered, family):
         assert_close(torch.cat(parts, 1), expected)
 
 
+@pytest.mark.parametrize("behind", [[], [STOP]], ids=["at the mark", "behind it"])
 @pytest.mark.parametrize(("first", "second"), [(A, C), (C, B)])
-def test_a_second_turn_on_a_cache_is_the_whole_conversation(first, second):
+def test_a_second_turn_on_a_cache_is_the_whole_conversation(first, second, behind):
     """What the first turn was answered is given: the second one finds the keys and values of the base model behind it."""
     model = model_of(marks=(A, B, C))
     turns = [STOP, 214, STOP, 215, 216], [STOP, *ask(1, second)], [STOP, 214, A]
     for turn in turns:
         cache = DynamicCache(config=model.config)
-        text = generate(model, ask(0, first), past_key_values=cache)[0].tolist()
+        text = generate(model, [*ask(0, first), *behind], past_key_values=cache)[0].tolist()
         conversation = [*text, *turn]
         options = {"output_logits": True, "return_dict_in_generate": True}
         output = generate(model, conversation, past_key_values=cache, **options)

@@ -200,9 +200,10 @@ class Text:
         self.found, self.searched = [], 0
         self.acted = self.acted if self.acted < length else ENDLESS
         self._close()
-        if self.decisions and self.decisions[-1].edit is not None:
-            self._open(self.decisions[-1])
-            for column in range(self.decisions[-1].column + 1, length):
+        last = self.decisions[-1] if self.decisions else None
+        if last is not None and last.edit is not None and not self._is_past(last):
+            self._open(last)
+            for column in range(last.column + 1, length):
                 self._read_answer(column)
 
     def copy(self) -> Text:
