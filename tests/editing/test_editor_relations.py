@@ -13,10 +13,9 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from facts import FACTS, editor_for, learner, plain
+from facts import FACTS, editor_for, few_relations, learner, plain
 from gated import watched
 from lemoe_hf import Edit, LEMoEConfig, LifelongEditor
-from lemoe_hf.data.reference import reference_relations
 from lemoe_hf.editing import editor as editor_module
 from lemoe_hf.editing import relations as learning
 from lemoe_hf.editing.relations import digest, prompt_features, subject_columns
@@ -59,12 +58,9 @@ NAMELESS = Edit("two and two make", "five")
 
 @pytest.fixture(scope="module", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory):
-    """A cache of this module's own, and every ninth of the package's relations, which are learned in no time."""
-    few = tuple(entry for entry in reference_relations() if entry.relation % 9 == 0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learning, "reference_relations", lambda: few)
-        patch.setattr(constants, "HF_HOME", str(tmp_path_factory.mktemp("relations")))
-        yield Path(constants.HF_HOME)
+    home = tmp_path_factory.mktemp("relations")
+    with few_relations(str(home)):
+        yield home
 
 
 @pytest.fixture(scope="module")
