@@ -135,11 +135,12 @@ def put_off(monkeypatch) -> list[RequestState]:
     return requests
 
 
-def test_requests_that_are_put_off_go_on_where_they_were(model, tokenizer, put_off):
+@pytest.mark.parametrize("num_blocks", [5, 6, 7])
+def test_requests_that_are_put_off_go_on_where_they_were(model, tokenizer, put_off, num_blocks):
     """And what they have said meanwhile is no part of their prompt."""
-    ids = tokens_of(tokenizer, ALL)
-    assert batched(model, ids, TIGHT) == one_by_one(model, ids)
-    assert any(len(request.initial_tokens) > request._true_initial_tokens > 0 for request in put_off)
+    ids = tokens_of(tokenizer, [prompt for prompt in ALL for _ in range(2)])
+    assert batched(model, ids, TIGHT | {"num_blocks": num_blocks}) == one_by_one(model, ids)
+    assert sum(len(request.initial_tokens) > request._true_initial_tokens > 0 for request in put_off) > 2
 
 
 def test_prompts_that_are_read_in_parts(model, tokenizer):
