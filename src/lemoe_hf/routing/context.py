@@ -191,7 +191,9 @@ class RoutingContext:
     def begin_compiled(self, ids: torch.Tensor, inputs: dict, cache) -> None:
         """What `before_forward` does, as an operator in a graph calls it."""
         inputs = {**inputs, "input_ids": ids} | ({} if cache is None else {CACHE_NAMES[0]: cache})
-        _running.set(self._begun(self.root, inputs))
+        running = self._begun(self.root, inputs)
+        running.is_traced = True
+        _running.set(running)
 
     @torch.compiler.disable
     def act_compiled(self, place: int, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -201,7 +203,10 @@ class RoutingContext:
                 "A compiled part of a model with edits runs by itself: which texts it is given cannot be told. Call the "
                 "model, not a part of it."
             )
-        return self.layers[place].edited(x, hidden)
+        edited = self.layers[place].edited(x, hidden)
+        if _running.get().is_traced and place == len(self.layers) - 1:
+            _running.set(None)
+        return edited
 
     def in_graph(self, layer: nn.Module, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """What stands for a layer's bypass in a graph."""
@@ -231,7 +236,7 @@ class RoutingContext:
                     yield name, layer
 
     @torch.compiler.disable
-    def _begun(self, root: nn.Module, inputs: dict) -> Running | None:
+    def _begun(self, root: nn.Module, inputs: dict) -> Running:
         imposed = _imposed.get()
         if imposed is not None and imposed[0] is self:
             return Running(known=imposed[1])

@@ -18,10 +18,14 @@ from .text import Text
 
 @dataclass
 class Running:
-    """A forward pass: of each adapter its texts, or what acts where that is known from the start."""
+    """
+    A forward pass: of each adapter its texts, or what acts where that is known from the start. Of one that is traced into a
+    graph nothing tells the end.
+    """
 
     embed: nn.Module | None = None
     passes: dict[str, Pass] = field(default_factory=dict)
+    is_traced: bool = False
     known: dict[str, Acting] = field(default_factory=dict)
     kept: CachedTexts | None = None
 
@@ -64,6 +68,7 @@ def tell_ends(text: Text, piece: Piece, first: int, frame: Frame | None, columns
         text.prompt, text.answers_all = within if columns >= frame.columns else len(text) + 1, False
         if within > first and columns >= frame.columns:
             text.ends = {within - 1}
+        text.close_past()
 
 
 def check_known(frame: Frame | None, columns: int) -> None:

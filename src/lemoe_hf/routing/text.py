@@ -196,7 +196,11 @@ class Text:
         self.replies = [column for column in self.replies if column < length]
         self.marks = [column for column in self.marks if column < length]
         self.ends = {column for column in self.ends if column < length}
-        self.decisions = [decision for decision in self.decisions if decision.column < length]
+        self.decisions = [
+            replace(decision, start=min(decision.start, length - 1))
+            for decision in self.decisions
+            if decision.column < length
+        ]
         self.found, self.searched = [], 0
         self.acted = self.acted if self.acted < length else ENDLESS
         self._close()
@@ -262,11 +266,11 @@ class Text:
             if column in asked:
                 self._decide(asked[column], targets_of)
             if self.acting is not None and column >= self.acting.start:
-                acts[column - first] = self.acting.expert
-                self.acted = min(self.acted, max(self.acting.start, first))
-                # Adapters from before an edit had an end let it act from its subject on in its own prompt.
-                for earlier in range(max(self.acting.start, first), column):
-                    acts[earlier - first] = self.acting.expert
+                begins = column
+                if column in asked:  # adapters from before an edit had an end let it act from its subject on
+                    begins = max(self.acting.start, first)
+                acts[begins - first : column - first + 1] = [self.acting.expert] * (column - begins + 1)
+                self.acted = min(self.acted, begins)
         return acts
 
     def _answer_begins(self, column: int, targets: tuple[tuple[int, ...], ...]) -> int:
@@ -299,7 +303,7 @@ class Text:
         if edit is None and kind != "mark":
             return
         targets = () if edit is None else targets_of(edit)
-        start = self._answer_begins(column, targets) if kind == "mark" else column
+        start = self._answer_begins(column, targets) if kind == "mark" and self.prompt is None else column
         if question.own is not None and question.own.start < question.own.last:
             start = min(start, question.own.start)
         self._ask(Decision(column, kind, edit, expert, targets, name, start))
@@ -321,6 +325,11 @@ class Text:
         """
         is_answered_there = self.answers_all and decision.kind == "end"
         return self.prompt is not None and decision.column < self.prompt - 1 and not is_answered_there
+
+    def close_past(self) -> None:
+        """Let nothing act that was asked for within the prompt, as far as that is known to reach now."""
+        if self.acting is not None and self._is_past(self.acting):
+            self._close()
 
     def _has_said(self, targets: tuple[tuple[int, ...], ...], first: int, last: int) -> bool:
         """Whether any of these tokens stand in a row within columns `first` to `last`."""
