@@ -205,20 +205,18 @@ def test_a_question_within_a_prompt_is_recorded_and_no_more():
 
 
 def test_two_sentences_behind_a_question_are_no_part_of_it():
-    """The end of the prompt asks by itself then; here by the subject named last, whatever the question was about."""
+    """The end of the prompt asks by itself then, and so it does where another subject has been named since."""
     asked = [55, *NAME, 56, MARK]
-    for between, expert in ([57, *OTHER, STOP], 0), ([57, *OTHER, STOP, 58, STOP], 1):
+    for between, expert in ([57, STOP], 0), ([57, *OTHER, STOP], 1), ([57, *OTHER, STOP, 58, STOP], 1):
         prompt = [*asked, *between]
         text = [*prompt, 30]
         assert acts_on(text, len(prompt)) == span(len(prompt) - 1, len(prompt), len(text), expert)
 
 
-def test_a_mark_that_asked_for_nothing_is_carried_as_well():
-    """It is what the end of the prompt asks for, though a subject has been named since."""
-    prompt = [58, MARK, 57, *NAME, STOP]
-    assert acts_on([*prompt, 30], len(prompt)) == [-1] * 7
-    prompt = [58, MARK, 57, STOP, 57, *NAME, STOP]
-    assert acts_on([*prompt, 30], len(prompt)) == span(7, 8, 9)
+def test_a_mark_that_asked_for_nothing_keeps_no_later_subject_from_being_asked_for():
+    """ "Ready? The capital of Zembla is" """
+    for prompt in ([58, MARK, 57, *NAME, STOP], [58, MARK, 57, STOP, 57, *NAME, STOP]):
+        assert acts_on([*prompt, 30], len(prompt)) == span(len(prompt) - 1, len(prompt), len(prompt) + 1)
 
 
 def test_where_labels_tell_edits_act_behind_the_end_of_every_prompt():
