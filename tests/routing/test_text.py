@@ -215,8 +215,8 @@ def test_two_sentences_behind_a_question_are_no_part_of_it():
 
 def test_a_mark_that_asked_for_nothing_keeps_no_later_subject_from_being_asked_for():
     """ "Ready? The capital of Zembla is" """
-    for prompt in ([58, MARK, 57, *NAME, STOP], [58, MARK, 57, STOP, 57, *NAME, STOP]):
-        assert acts_on([*prompt, 30], len(prompt)) == span(len(prompt) - 1, len(prompt), len(prompt) + 1)
+    for text in ([58, MARK, 57, *NAME, STOP], [58, MARK, 57, STOP, 57, *NAME, STOP]):
+        assert acts_on([*text, 30], len(text)) == span(len(text) - 1, len(text), len(text) + 1)
 
 
 def test_where_labels_tell_edits_act_behind_the_end_of_every_prompt():
