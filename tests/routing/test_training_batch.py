@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import pytest
 
@@ -20,36 +21,39 @@ def piece(tokens: list[int], answered: tuple[int, ...] = (), row: int = 0, first
     return Piece(row, list(range(first, first + len(tokens))), tokens, labels)
 
 
+lesson = partial(Lesson, bos=BOS)
+
+
 def test_an_expert_acts_from_the_prompts_last_token_to_the_last_but_one_label():
     found = lessons_of([piece([20, 21, 22, 30, 31, 32], (3, 4, 5), row=2, first=4)], BOS)
-    assert found == [Lesson(2, [6, 7, 8], (20, 21, 22), (30, 31, 32))]
+    assert found == [lesson(2, [6, 7, 8], (20, 21, 22), (30, 31, 32))]
 
 
 def test_every_turn_is_a_lesson():
     found = lessons_of([piece([20, 21, 30, 22, 31, 32, 23], (2, 4, 5)), piece([24, 33], (1,), first=7)], BOS)
     assert found == [
-        Lesson(0, [1], (20, 21), (30,)),
-        Lesson(0, [3, 4], (22,), (31, 32)),
-        Lesson(0, [7], (24,), (33,)),
+        lesson(0, [1], (20, 21), (30,)),
+        lesson(0, [3, 4], (22,), (31, 32)),
+        lesson(0, [7], (24,), (33,)),
     ]
 
 
 def test_an_answer_without_a_prompt_is_none():
     found = lessons_of([piece([30, 31, 20, 32], (0, 1, 3)), piece([40, 41])], BOS)
-    assert found == [Lesson(0, [2], (20,), (32,))]
+    assert found == [lesson(0, [2], (20,), (32,))]
 
 
 def test_the_token_before_a_text_is_told_apart():
     """A router reads it, and anchors leave it out; elsewhere it is a token like others."""
     first, second = lessons_of([piece([BOS, 20, 30, BOS, 21, BOS, 31], (2, 6))], BOS)
-    assert (first.prompt, first.lead) == ((20,), (BOS,))
-    assert (second.prompt, second.lead) == ((21, BOS), (BOS,))
+    assert (first.prompt, first.read) == ((20,), (BOS, 20))
+    assert (second.prompt, second.read) == ((21, BOS), (BOS, 21, BOS))
     (without,) = lessons_of([piece([BOS, 20, 30], (2,))], None)
-    assert (without.prompt, without.lead) == ((BOS, 20), ())
+    assert without.prompt == without.read == (BOS, 20)
 
 
 def test_without_labels_the_whole_text_is_trained():
-    assert lessons_of([Piece(0, [0, 1], [20, 21])], BOS) == [Lesson(0, [0, 1], (20, 21), ())]
+    assert lessons_of([Piece(0, [0, 1], [20, 21])], BOS) == [lesson(0, [0, 1], (20, 21), ())]
 
 
 @pytest.mark.parametrize("text", [piece([20, 21], (0, 1)), piece([20, 21])])
