@@ -22,7 +22,12 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+import lemoe_hf.card
 from lemoe_hf import LEMoEConfig
+
+
+# The models that are made here stand for those of the Hub, under whose names they lie in folders.
+lemoe_hf.card.is_on_hub = lambda name: name is not None
 
 
 # PEFT's tests import it at their head, for models of images.

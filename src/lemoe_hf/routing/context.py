@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ class RoutingContext:
 
     def __init__(self, root: nn.Module):
         self.root, self.streams = root, streams_of(root)
+        self.parameters = list(inspect.signature(root.forward).parameters)
         self.layers: list[nn.Module] = []
         self.blocks: list[nn.Module] = []
         # For each adapter the modules whose inputs tell what a prompt asks for; the last is in the first layer with a bypass.
@@ -123,7 +125,7 @@ class RoutingContext:
     # ------------------------------------------------------------------------------------------------------------- hooks
 
     def before_forward(self, root: nn.Module, args: tuple, kwargs: dict) -> None:
-        inputs = kwargs if not args else {"input_ids": args[0], **kwargs}
+        inputs = kwargs if not args else dict(zip(self.parameters, args, strict=False)) | kwargs
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             self._begin_traced(inputs)
             return
@@ -261,6 +263,8 @@ class RoutingContext:
         frame = frame if frame is not None and frame.context is self else None
         kept = self._kept(frame, inputs, cache, ids)
         keeps_cache = cache is not None or inputs.get("use_cache", keeps_by_default(root)) is not False
+        if frame is not None:
+            inputs = inputs | {"attention_mask": frame.mask_of(inputs.get("attention_mask"), ids, kept.columns)}
         pieces = pieces_of(ids, inputs, keeps_cache)
         if [piece.row for piece in pieces] == list(range(len(ids))):
             running.kept = kept

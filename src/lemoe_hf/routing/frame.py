@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .cached import CachedTexts
 from .layout import Piece, prompt_ends
@@ -53,6 +53,16 @@ class Frame:
     def columns(self) -> int:
         return 0 if self.prompt is None else self.prompt.shape[1]
 
+    def mask_of(self, mask: Any, ids: torch.Tensor, first: int) -> torch.Tensor:
+        """Which tokens of a pass, from the column `first` on, are no padding: with a static cache only the prompts tell."""
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            return mask
+        told = torch.ones_like(ids)
+        if self.prompt is not None and first < self.columns:
+            part = self.prompt[:, first : first + ids.shape[1]].to(ids.device) != -1
+            told[:, : part.shape[1]] = part.repeat_interleave(len(ids) // len(part), 0)
+        return told
+
 
 def tell_ends(text: Text, piece: Piece, first: int, frame: Frame | None, columns: int) -> None:
     """Tell a text where its prompts end, if labels or `generate` do."""
@@ -89,9 +99,18 @@ def take_back(cache: Any, columns: int) -> None:
     and values of what was answered are to be the base model's, as where the conversation is given as a whole.
     """
     kept = getattr(cache, "lemoe_texts", None)
-    if kept is None or not hasattr(cache, "crop") or kept.length_in(cache) >= columns:
+    if (
+        kept is None
+        or kept.length_in(cache) >= columns
+        or not all(map(can_be_cropped, getattr(cache, "layers", [None])))
+    ):
         return
     places = [text.places[text.acted] for texts in kept.texts.values() for text in texts if text.acted < len(text)]
-    if places:
-        with suppress(ValueError):  # an attention window has gone past them
-            cache.crop(min(places) - kept.length_in(cache))
+    if places and min(places) < kept.length_in(cache):
+        cache.crop(min(places) - kept.length_in(cache))
+
+
+def can_be_cropped(layer: Any) -> bool:
+    """Whether a layer of a cache can go back: one that keeps all keys and values, or whose window has not yet moved."""
+    is_within = isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() < layer.sliding_window
+    return type(layer) is DynamicLayer or is_within

@@ -76,6 +76,11 @@ def ends_within_rows(
     if isinstance(lengths, torch.Tensor):
         if rows != 1:
             raise ValueError(f"`cu_seq_lens_q` tells the texts of one row; got {rows} rows. Put them into one.")
+        if not isinstance(inputs.get("position_ids"), torch.Tensor):
+            raise ValueError(
+                "`cu_seq_lens_q` tells several texts of a row, and there are no `position_ids`: attention other than flash "
+                "attention would let the texts attend to each other. Pass `position_ids` that begin anew with each text."
+            )
         return [[end for end in dict.fromkeys(lengths.tolist()) if 0 < end < width]]
     index = inputs.get("seq_idx")
     if isinstance(index, torch.Tensor):

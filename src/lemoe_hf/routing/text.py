@@ -220,15 +220,15 @@ class Text:
         return copied
 
     def said_until(self, column: int) -> int:
-        """The last column up to this one that says something, within the turn; this one if there is none."""
-        for each in range(column, self._turn(column) - 1, -1):
-            if self.content[each]:
-                return each
-        return column
+        """The last column up to this one, behind the last place of an answer, that says something; else this one."""
+        first = max((each for each in (*self.replies, *self.ends) if each < column), default=-1) + 1
+        return next((each for each in range(column, first - 1, -1) if self.content[each]), column)
 
     def _turn(self, column: int) -> int:
-        """Where the turn begins that a column is in: behind the place of the last answer before it."""
-        return max((each for each in (*self.replies, *self.ends) if each < column), default=-1) + 1
+        """Where the turn begins that says something last: behind its header, or behind the last place of an answer."""
+        first = max((each for each in (*self.replies, *self.ends) if each < column), default=-1) + 1
+        until = self.said_until(column)
+        return max((each for each in range(first, until + 1) if self.kinds[each] & HEADER), default=first)
 
     def sentences(self, first: int, last: int) -> int:
         """How many sentences that say something end within columns `first` to `last`."""
@@ -263,7 +263,7 @@ class Text:
         for column in range(first if self.acting is not None else questions[0].column, len(self.ids)):
             if self.acting is not None:
                 self._read_answer(column)
-            if column in asked:
+            if column in asked and not self._is_saying(column):
                 self._decide(asked[column], targets_of)
             if self.acting is not None and column >= self.acting.start:
                 begins = column
@@ -272,6 +272,10 @@ class Text:
                 acts[begins - first : column - first + 1] = [self.acting.expert] * (column - begins + 1)
                 self.acted = min(self.acted, begins)
         return acts
+
+    def _is_saying(self, column: int) -> bool:
+        """Whether a question mark is a part of a target that is being said."""
+        return self.answer is not None and bool(self.kinds[column] & MARK) and bool(self.answer.matched)
 
     def _answer_begins(self, column: int, targets: tuple[tuple[int, ...], ...]) -> int:
         """

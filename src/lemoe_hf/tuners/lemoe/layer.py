@@ -249,7 +249,10 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         )
         if learns:  # in evaluation mode, too, a loss has gradients, if only of zero, for what can be trained
             acting = acting or self._to_open(adapter_name, [(0, [0])], batch, gate=0.0)
-            acting.uses_open = True
+            router, learner = self.lemoe_router[adapter_name], torch.tensor([num_committed], device=batch.ids.device)
+            embedded = router.anchors_of(root, padded([batch.pieces[0].tokens or [-1]]).to(batch.ids.device))
+            _, gates = router.learn(config, self.lemoe_router_bank[adapter_name], embedded, learner)
+            acting.uses_open, acting.gates = True, acting.gates + 0 * gates.sum()
         return acting
 
     def _to_open(
