@@ -235,7 +235,8 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         if self.training and learns:
             return self._learn(adapter_name, root, batch)
         if self._acts_anyhow(adapter_name):
-            return self._to_open(adapter_name, [(piece.row, piece.places) for piece in batch.pieces], batch)
+            acting = self._to_open(adapter_name, [(piece.row, piece.places) for piece in batch.pieces], batch)
+            return self._with_gradients(adapter_name, root, batch, acting) if learns else acting
         if config.routing == "nearest_anchor":
             return Pass(self.router(adapter_name), batch, num_committed, learns)
         acting = self.lemoe_router[adapter_name].serve(
@@ -249,10 +250,18 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
         )
         if learns:  # in evaluation mode, too, a loss has gradients, if only of zero, for what can be trained
             acting = acting or self._to_open(adapter_name, [(0, [0])], batch, gate=0.0)
-            router, learner = self.lemoe_router[adapter_name], torch.tensor([num_committed], device=batch.ids.device)
-            embedded = router.anchors_of(root, padded([batch.pieces[0].tokens or [-1]]).to(batch.ids.device))
-            _, gates = router.learn(config, self.lemoe_router_bank[adapter_name], embedded, learner)
-            acting.uses_open, acting.gates = True, acting.gates + 0 * gates.sum()
+            acting.uses_open = True
+        return self._with_gradients(adapter_name, root, batch, acting) if learns else acting
+
+    def _with_gradients(self, adapter_name: str, root: nn.Module, batch: Batch, acting: Acting) -> Acting:
+        """The same, with gradients of zero for a router that none of it has passed."""
+        if adapter_name in self.lemoe_router:
+            router, device = self.lemoe_router[adapter_name], batch.ids.device
+            embedded = router.anchors_of(root, padded([batch.pieces[0].tokens or [-1]]).to(device))
+            learner = torch.tensor([acting.num_committed], device=device)
+            bank = self.lemoe_router_bank[adapter_name]
+            _, gates = router.learn(self.configs[adapter_name], bank, embedded, learner)
+            acting.gates = acting.gates + 0 * gates.sum()
         return acting
 
     def _to_open(
@@ -282,7 +291,8 @@ class LEMoELayer(nn.Module, BaseTunerLayer):
             self.store(adapter_name, made, entries, targets)
         places = [(lesson.row, lesson.places) for lesson in lessons]
         if not lessons:
-            return self._to_open(adapter_name, [(0, [0])], batch, gate=0.0)
+            nothing = self._to_open(adapter_name, [(0, [0])], batch, gate=0.0)
+            return self._with_gradients(adapter_name, root, batch, nothing)
         acting = self._to_open(adapter_name, places, batch)
         if config.routing == "kv_anchor":
             learner = torch.full((len(lessons),), num_committed, device=device)
