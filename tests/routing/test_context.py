@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from gated import A, clear, expected_logits, gated, generate, put_asked, watched
+from lemoe_hf import LEMoEConfig
 from lemoe_hf.routing.anchors import Anchors
 from lemoe_hf.routing.context import RoutingContext
 from lemoe_hf.routing.passes import Acting
@@ -229,3 +230,30 @@ def test_positional_tokens_are_routed_like_named_ones():
         inputs = model.generate(inputs=torch.tensor(PROMPTS), max_new_tokens=3, do_sample=False)
     assert torch.equal(generated, named)
     assert torch.equal(inputs, named)
+
+
+@torch.no_grad()
+def test_a_cache_that_went_on_without_the_edits_is_refused_and_read_again_by_generate():
+    """With another adapter active, or with all of them off: what went by then is not in the texts."""
+    model = edited(layers_to_transform=[1])
+    put_edits(model, PROMPTS, subjects=[SPAN] * 4)
+    model.add_adapter("other", LEMoEConfig(relation_gate=False, expert_dtype="float32"))
+    put_edits(model, prompts_of(2, seed=7), adapter_name="other")
+    prompt, behind = PROMPTS[0], [214, 215]
+
+    def begun() -> DynamicCache:
+        cache = DynamicCache(config=model.config)
+        model(input_ids=torch.tensor([behind]), past_key_values=cache)
+        with model.disable_adapter():
+            model(input_ids=torch.tensor([prompt[:3]]), past_key_values=cache)
+        return cache
+
+    with pytest.raises(ValueError, match="has not seen with its edits"):
+        model(input_ids=torch.tensor([prompt[3:]]), past_key_values=begun())
+    whole = [*behind, *prompt]
+    assert torch.equal(generate(model, whole, past_key_values=begun()), generate(model, whole))
+    cache = DynamicCache(config=model.config)
+    model(input_ids=torch.tensor([behind]), past_key_values=cache)
+    model.set_adapter("other")
+    with pytest.raises(ValueError, match="has not seen with its edits"):
+        model(input_ids=torch.tensor([prompt]), past_key_values=cache)

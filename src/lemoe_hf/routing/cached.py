@@ -34,12 +34,14 @@ class CachedTexts:
         texts (`dict[str, list[Text]]`): Of each adapter.
         cache (*optional*): The cache.
         number (`torch.Tensor`, *optional*): By which operators in a compiled graph know this object.
+        seen (`dict[str, int]`): Up to which column each adapter has seen them.
     """
 
     columns: int = 0
     texts: dict[str, list[Text]] = field(default_factory=dict)
     cache: Any = None
     number: torch.Tensor | None = None
+    seen: dict[str, int] = field(default_factory=dict)
 
     MOVED = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices")
 
@@ -92,7 +94,7 @@ class CachedTexts:
                     length -= 1
                 if length < len(text):
                     text.cut(length)
-        self.columns = columns
+        self.columns, self.seen = columns, {name: min(seen, columns) for name, seen in self.seen.items()}
 
     def length_in(self, cache: Any) -> int:
         """How many columns a cache holds; those that were seen, where it keeps a state and no count."""

@@ -248,6 +248,9 @@ class RoutingContext:
         leads = [(name, layer) for name, layer in leads if layer.may_act(name)]
         ids = self._tokens(root, inputs) if leads else None
         if ids is None:
+            unseen = getattr(cache_in(inputs), "lemoe_texts", None)
+            if unseen is not None:  # what goes by with the adapters off is not known later
+                unseen.seen.clear()
             return Running()
         cache, running = cache_in(inputs), Running(root.get_input_embeddings())
         if cache is not None and is_paged(cache):
@@ -279,6 +282,7 @@ class RoutingContext:
             for piece, text, first in zip(pieces, texts, firsts, strict=True):
                 text.read(piece.tokens, [kept.columns + place for place in piece.places], layer.vocabulary(name))
                 tell_ends(text, piece, first, frame, kept.columns + ids.shape[1])
+            kept.seen[name] = kept.columns + ids.shape[1]
             prompt = None if frame is None else frame.prompt
             self._route(running, root, name, layer, Batch(pieces, texts, firsts, ids, inputs, prompt))
         kept.columns += ids.shape[1]
@@ -325,7 +329,7 @@ class RoutingContext:
 
     def _texts(self, name: str, layer, kept: CachedTexts, frame: Frame | None, num: int) -> list[Text]:
         """The texts of a batch so far."""
-        if name not in kept.texts:
+        if name not in kept.texts or kept.seen.get(name, 0) != kept.columns:
             kept.texts[name] = [Text() for _ in range(num)]
             if kept.columns:
                 check_known(frame, kept.columns)
