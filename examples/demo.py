@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from lemoe_hf import Edit, EditEvaluator, LEMoEConfig, LifelongEditor, read_edit
 
 
 logging.set_verbosity_error()
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT asks, transformers complains
 logging.disable_progress_bar()
 console = Console(width=140)
 NUM_BATCHES = 4

@@ -1,4 +1,4 @@
-"""What trials have broken, each by its right value. The bypass is low, so that keys and values above it tell where it acted."""
+"""What trials have broken, each by its right value. The bypass is low: keys and values above it tell where an edit acted."""
 
 from __future__ import annotations
 
