@@ -307,4 +307,4 @@ def test_the_card_of_the_benchmark_tells_what_the_benchmark_measured():
     results = json.loads((CARDS.parent / "benchmarks" / "results" / "zsre_711.json").read_text())
     for figure in ModelCard.load(CARDS / "zsre.md").data.eval_results:
         assert figure.metric_value == results["measures"][figure.metric_type]
-        assert figure.metric_name.endswith(f"N = {results['num_edits']})")
+        assert figure.metric_name.endswith(f"N = {results['measured_on']['edits']})")

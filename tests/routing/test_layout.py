@@ -60,9 +60,10 @@ def test_texts_that_would_see_each_other_are_an_error(keeps_cache, mask):
 
 def test_other_ways_to_tell_texts_apart():
     split = [(0, [0, 1, 2], [11, 12, 13]), (0, [3, 4], [14, 15])]
+    position = torch.tensor([[0, 1, 2, 0, 1]])
     for name in ("cu_seq_lens_q", "cu_seqlens"):
-        assert pieces(IDS[:1], **{name: torch.tensor([0, 3, 5])}) == split
-    assert pieces(IDS[:1], cu_seq_lens_q=torch.tensor([0, 3, 3, 5, 5])) == split
+        assert pieces(IDS[:1], **{name: torch.tensor([0, 3, 5])}, position_ids=position) == split
+    assert pieces(IDS[:1], cu_seq_lens_q=torch.tensor([0, 3, 3, 5, 5]), position_ids=position) == split
     assert pieces(seq_idx=torch.tensor([[0, 0, 0, 1, 1], [0] * 5])) == [*split, WHOLE[1]]
     with pytest.raises(ValueError, match="one row"):
         pieces(cu_seq_lens_q=torch.tensor([0, 3, 5]))
