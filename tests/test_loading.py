@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -326,7 +327,9 @@ def test_without_the_import_peft_only_knows_a_key_error(tmp_path):
     """What the model card and the README must warn of."""
     adapter_of(1).save_pretrained(tmp_path)
     code = "import sys; from peft import PeftConfig; PeftConfig.from_pretrained(sys.argv[1])"
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    environment = os.environ | {"LEMOE_HF_AUTOLOAD": "0"}  # without the hook that comes with an install
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert "KeyError: 'LEMOE'" in result.stderr
     assert "import lemoe_hf" in (tmp_path / "README.md").read_text()
 
