@@ -1,1 +1,1 @@
-"""Which edit acts where: a text in, experts out. Needs no PEFT, no Trainer, and no model around it."""
+"""Which edit acts where: a text in, experts out. None of these modules imports PEFT or Trainer."""
