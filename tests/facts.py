@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import torch
 from huggingface_hub import constants
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
@@ -47,6 +48,15 @@ def editor_for(
 
 def targets(edits: list[Edit]) -> list[str]:
     return [edit.target_new for edit in edits]
+
+
+def answers(editor: LifelongEditor, edits: list[Edit]) -> list[str]:
+    return [text.strip() for text in editor.answers([edit.prompt for edit in edits], 10)]
+
+
+def logits_of(editor: LifelongEditor, prompts: list[str]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [editor.model(**editor.tokenizer(prompt, return_tensors="pt")).logits for prompt in prompts]
 
 
 @contextmanager

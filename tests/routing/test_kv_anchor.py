@@ -206,6 +206,7 @@ def test_the_loss_of_a_model_in_training_holds_the_routers():
     ids = torch.tensor(prompts)
     labels = ids.masked_fill(torch.arange(6) < 4, -100)
     output = model.train()(input_ids=ids, labels=labels)
+    router, bank = halves(model)
     assert bank.anchor_expert.tolist() == [0, 1, 2, 3, 3]
 
     def own(output):

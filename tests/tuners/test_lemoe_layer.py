@@ -80,8 +80,8 @@ def test_conversion_leaves_committed_experts_alone(convert):
 
 def test_bytes_keep_text_of_any_script():
     ledger = Bytes()
-    ledger.append("Zürich\n")
-    ledger.append("東京\n")
+    ledger.write("Zürich\n")
+    ledger.write("東京\n")
     assert ledger.text == "Zürich\n東京\n"
     ledger.text = "x"
     assert ledger.text == "x"

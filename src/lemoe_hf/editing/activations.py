@@ -106,7 +106,7 @@ class CachedBatch:
         recorded: dict[str, object] = {}
         with ExitStack() as stack:
             stack.enter_context(self.context.imposed({}))
-            stack.enter_context(seeing_only(self.root.get_output_embeddings(), FIRST_COLUMN))
+            stack.enter_context(seeing_only(self.context, self.root.get_output_embeddings(), FIRST_COLUMN))
             cache = None
             if shared:
                 cache = cache_in(self.root(input_ids=ids[:1, :shared], use_cache=True))
@@ -114,14 +114,20 @@ class CachedBatch:
             if self.blocks:
 
                 def record(module: nn.Module, args: tuple, output: object) -> None:
+                    if not self.context.is_imposed:  # a pass of another thread
+                        return
                     if "bypassed" in recorded:  # in such a loop it is not frozen: it sees what an expert has done
                         raise ValueError("layers below the bypass run again above it")
                     recorded["output"] = output
 
                 stack.callback(self.blocks[-1].register_forward_hook(record).remove)
+
+                def reach(module: nn.Module, args: tuple) -> None:
+                    if self.context.is_imposed:
+                        recorded["bypassed"] = True
+
                 for layer in self.context.layers:
-                    reached = layer.register_forward_pre_hook(lambda module, args: recorded.update(bypassed=True))
-                    stack.callback(reached.remove)
+                    stack.callback(layer.register_forward_pre_hook(reach).remove)
             position = torch.arange(shared, ids.shape[1], device=ids.device)[None]
             output = self._forward(ids[:, shared:], mask, position, cache)
         if self.blocks:
@@ -235,8 +241,8 @@ class CachedBatch:
         with ExitStack() as stack:
             stack.enter_context(self.context.imposed(acting))
             for block in self.blocks:
-                stack.enter_context(replaced_forward(block, self.hidden))
-            stack.enter_context(seeing_only(self.root.get_output_embeddings(), self.is_target))
+                stack.enter_context(replaced_forward(self.context, block, self.hidden))
+            stack.enter_context(seeing_only(self.context, self.root.get_output_embeddings(), self.is_target))
             return self._forward(self.ids, mask, self.position, self._copy_cache()).logits
 
     def _forward(

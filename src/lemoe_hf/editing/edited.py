@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..generation import answers
+from ..routing.versions import copied
 from ..tuners.config import EditingConfig
 from ..tuners.layer import EditingLayer
 from ..tuners.model import EditingModel
@@ -87,15 +87,14 @@ class EditedModel:
             ValueError: If the adapter acts on every prompt, whether an edit is found or not (`deferral=False`).
         """
         self.tuner.check_deferral(self.adapter_name)
-        anchors, kept = self._lead.container("anchors"), self._lead.anchors(self.adapter_name)
-        fewer = deepcopy(kept)
+        lead, versions = self._lead, self.tuner.context.versions
+        fewer = copied(lead.anchors(self.adapter_name))
         for edit_id in edit_ids:
             fewer.remove(edit_id)
-        anchors[self.adapter_name] = fewer
-        try:
+        seen = versions.latest(self.tuner.context.layers)
+        seen.parts[lead, f"{lead.prefix}anchors", self.adapter_name] = fewer
+        with versions.seeing(seen):
             yield
-        finally:
-            anchors[self.adapter_name] = kept
 
     def answers(self, prompts: Sequence[str], max_new_tokens: Sequence[int] | int = 16) -> list[str]:
         """Greedy answers of the edited model."""

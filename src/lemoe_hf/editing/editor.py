@@ -86,7 +86,7 @@ class LifelongEditor(EditedModel):
         items = self._procedure.tokenized(edits)
         self.check_active()
         began, records = time.perf_counter(), []
-        with evaluating(self.root), self._procedure.trainable():
+        with self.tuner.context.versions.writer(), evaluating(self.root), self._procedure.trainable():
             self.prepare()
             for group in self._procedure.plan(edits, items):
                 records += self._make(group)
@@ -104,11 +104,11 @@ class LifelongEditor(EditedModel):
         prepare(self._procedure)
 
     def _make(self, group: Group) -> list[dict]:
-        """Train and commit a group; on any failure everything is as it was."""
+        """Train and commit a group."""
         anchors, entries = self._to_store(group)
         by_subject = sorted({anchor.edit for anchor in anchors if not anchor.is_prompt})
         about = [item for entry, item in zip(entries, group.items, strict=True) if entry["id"] in by_subject]
-        with self._procedure.nothing_on_failure():
+        with self._procedure.making():
             keys = keys_of(self._procedure, about)
             targets = [
                 (entry["id"], target)
@@ -121,9 +121,9 @@ class LifelongEditor(EditedModel):
                 failed = [group.edits[i].prompt for i in error.experts]
                 message = f"{error} Nothing of this batch was kept. Edits: {failed}."
                 raise EditingError(message, error.experts) from None
-        self._procedure.commit(group, anchors, entries, targets)
-        if keys is not None:
-            self._lead.remember(self.adapter_name, by_subject, keys)
+            self._procedure.commit(group, anchors, entries, targets)
+            if keys is not None:
+                self._lead.remember(self.adapter_name, by_subject, keys)
         return [
             entry | {"loss": loss, "steps": steps}
             for entry, loss, steps in zip(entries, outcome.losses, outcome.steps, strict=True)

@@ -42,13 +42,13 @@ class LEMoEProcedure(Procedure):
             edits, items, room = edits[room:], items[room:], size
 
     def experts_of(self, group: Group) -> list[int]:
-        num_committed = len(self.layers[0].lemoe_bank[self.adapter_name])
+        num_committed = len(self.layers[0].bank(self.adapter_name))
         return [num_committed + (i if self.config.edits_alone else 0) for i in range(len(group.edits))]
 
     def _in_open_expert(self) -> list[dict]:
         if not self.tuner.has_open_edits(self.adapter_name):
             return []
-        num_committed = len(self.layers[0].lemoe_bank[self.adapter_name])
+        num_committed = len(self.layers[0].bank(self.adapter_name))
         return [entry for entry in self.edits() if entry["expert"] >= num_committed]
 
     # ------------------------------------------------------------------------------------------------------------ train
@@ -82,16 +82,16 @@ class LEMoEProcedure(Procedure):
         if alone or not self._in_open_expert():
             for layer in layers:
                 layer.open_experts(name, len(items) if alone else 1, self.arguments.seed)
-        if alone and name in layers[0].lemoe_router:
+        if alone and name in layers[0].container("router"):
             layers[0].open_keys(name, len(items))
         has_keys = self.config.routing == "kv_anchor"
         experts = list(range(len(items))) if alone else [0] * len(items)
         batch, samples = self.trunk.run(self.samples(items, experts, anywhere=has_keys))
         if has_keys:
             ids, _ = pad_right([sample.prompt for sample in samples], -1, batch.start.device)
-            batch.anchors = layers[0].lemoe_router[name].anchors_of(self.root, ids)
+            batch.anchors = layers[0].keys(name).anchors_of(self.root, ids)
             if self.config.router_replay:
-                batch.replayed = layers[0].lemoe_router_bank[name].others(batch.anchors)
+                batch.replayed = layers[0].router_bank(name).others(batch.anchors)
         self.batch = batch
         return train_experts(self.tuner, name, batch, self.arguments)
 
@@ -111,11 +111,13 @@ class LEMoEProcedure(Procedure):
             self.tuner.store(anchors, entries, self.adapter_name, targets)
             return
         if self.batch is not None and self.config.routing == "kv_anchor" and self.config.router_replay:
-            bank = self.layers[0].lemoe_router_bank[self.adapter_name]
-            bank.remember(self.batch.anchors, len(bank.keys) + self.batch.expert)
+            num_committed = len(self.layers[0].bank(self.adapter_name))
+            self.layers[0].replay(self.adapter_name, self.batch.anchors, num_committed + self.batch.expert)
         self.tuner.commit(anchors, entries, self.adapter_name, targets)
 
     def rescale(self, factor: float) -> None:
         for layer in self.layers:
-            for experts in (layer.lemoe_bank[self.adapter_name], layer.lemoe_open[self.adapter_name]):
-                experts.out_proj.div_(factor)
+            for name in ("bank", "open"):
+                experts = layer.changed(name, self.adapter_name)
+                experts.set("out_proj", experts.out_proj.detach() / factor)
+                experts.requires_grad_(experts.in_proj.requires_grad)

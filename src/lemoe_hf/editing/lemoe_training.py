@@ -64,7 +64,7 @@ def train_experts(
     Raises:
         EditingError: If a loss is not finite.
     """
-    modules = [layer.lemoe_open[adapter_name] for layer in tuner.layers_of(adapter_name)]
+    modules = [layer.opened(adapter_name) for layer in tuner.layers_of(adapter_name)]
     alone = tuner.peft_config[adapter_name].edits_per_expert == 1
     optimizer = optimizer_of(tuner, adapter_name, arguments)
     generator = torch.Generator().manual_seed(arguments.seed)
@@ -126,8 +126,8 @@ def train_experts(
 def finish_router(tuner: LEMoEModel, adapter_name: str, batch: CachedBatch, optimizer: torch.optim.Optimizer) -> None:
     """Train the router alone, which takes no pass of the model, until every prompt finds its own expert."""
     layer = tuner.layers_of(adapter_name)[0]
-    router, bank = layer.lemoe_router[adapter_name], layer.lemoe_router_bank[adapter_name]
-    learner = len(layer.lemoe_bank[adapter_name]) + batch.expert
+    router, bank = layer.keys(adapter_name), layer.router_bank(adapter_name)
+    learner = len(layer.bank(adapter_name)) + batch.expert
     anchors, targets = examples(batch.anchors, learner, batch.replayed)
     for _ in range(MOST_ROUTER_STEPS):
         logits = router.logits(bank, anchors)
@@ -143,12 +143,12 @@ def optimizer_of(tuner: LEMoEModel, adapter_name: str, arguments: EditingArgumen
     layers = tuner.layers_of(adapter_name)
     groups = []
     for layer in layers:
-        for name, weight in layer.lemoe_open[adapter_name].weights().items():
+        for name, weight in layer.opened(adapter_name).weights().items():
             weight.requires_grad_(True)
             scale = weight.shape[1] ** -0.5 if arguments.relative and name != "out_proj" else 1.0
             groups.append({"params": [weight], "lr": arguments.learning_rate * scale})
     if tuner.peft_config[adapter_name].routing == "kv_anchor":
-        router = layers[0].lemoe_router[adapter_name].requires_grad_(True)
+        router = layers[0].keys(adapter_name).requires_grad_(True)
         learning_rate = ROUTER_LEARNING_RATE if arguments.relative else arguments.learning_rate
         groups.append({"params": list(router.parameters()), "lr": learning_rate})
     # A weight decay would pull on experts that are done.
@@ -158,10 +158,10 @@ def optimizer_of(tuner: LEMoEModel, adapter_name: str, arguments: EditingArgumen
 def step_losses(tuner: LEMoEModel, adapter_name: str, batch: CachedBatch) -> tuple[torch.Tensor, torch.Tensor | float]:
     """Loss of each sample, of shape `(b,)`, and that of the router."""
     layer = tuner.layers_of(adapter_name)[0]
-    config, num_committed = tuner.peft_config[adapter_name], len(layer.lemoe_bank[adapter_name])
+    config, num_committed = tuner.peft_config[adapter_name], len(layer.bank(adapter_name))
     if config.routing == "nearest_anchor":
         return batch.losses(batch.logits({adapter_name: batch.acting(num_committed)})), 0.0
-    router, bank = layer.lemoe_router[adapter_name], layer.lemoe_router_bank[adapter_name]
+    router, bank = layer.keys(adapter_name), layer.router_bank(adapter_name)
     learner = num_committed + batch.expert
     acting = batch.acting(num_committed, *router.learn(config, bank, batch.anchors, learner))
     extra = 0.0

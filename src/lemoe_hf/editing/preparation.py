@@ -20,18 +20,19 @@ def prepare(procedure: Procedure) -> None:
     """Measure the scale in which experts write, what tokens are, and how relations are told apart, if nobody has yet."""
     name, root, tokenizer = procedure.adapter_name, procedure.root, procedure.tokenizer
     context, lead = procedure.tuner.context, procedure.layers[0]
-    with evaluating(root):
+    with evaluating(root), lead.changing(name):
         if procedure.config.normalize and procedure.config.output_scale is None:
             scale = output_scale(root, context, lead, tokenizer)
             if procedure.tuner.ledger(name):  # of a training loop, which knows of no scale
                 scale = 2.0 ** round(math.log2(scale))  # a power of two takes no bit from what it left
                 procedure.rescale(scale)
-            procedure.config.output_scale = scale
-        vocabulary, relations = lead.vocabulary(name), relations_of(procedure)
-        if not vocabulary.is_known:
-            learn_vocabulary(vocabulary, tokenizer)
+            context.versions.set(procedure.config, {"output_scale": scale})
+        relations = relations_of(procedure)
+        if not lead.vocabulary(name).is_known:
+            learn_vocabulary(lead.changed("vocabulary", name), tokenizer)
         if relations is not None and not relations.is_fitted:
-            fit_relations(relations, vocabulary, root, context, name, tokenizer)
+            relations = lead.changed("relations", name)
+            fit_relations(relations, lead.vocabulary(name), root, context, name, tokenizer)
 
 
 def relations_of(procedure: Procedure) -> Relations | None:

@@ -9,12 +9,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from ..data.edit import Edit
 from ..generation import padding_of
 from ..routing.anchors import Anchor
 from ..structure import text_config
+from ..tuners.layer import EditingLayer
 from .arguments import EditingArguments
 from .edited import EditedModel
 from .samples import Sample, samples_of
@@ -58,7 +58,7 @@ class Procedure(ABC):
         return self.tuner.peft_config[self.adapter_name]
 
     @property
-    def layers(self) -> list:
+    def layers(self) -> list[EditingLayer]:
         return self.tuner.layers_of(self.adapter_name)
 
     # ------------------------------------------------------------------------------------------ what a method has to tell
@@ -113,32 +113,36 @@ class Procedure(ABC):
         end = [self.tokenizer.eos_token_id] if ends else []
         return [samples_of(item, expert, end, anywhere) for item, expert in zip(items, experts, strict=True)]
 
-    def in_training(self) -> list[tuple[nn.ModuleDict, nn.Module]]:
-        """What can be trained, each with what holds it."""
+    def in_training(self) -> list[tuple[EditingLayer, str]]:
+        """What can be trained: layers, and by which names these hold it."""
         name = self.adapter_name
-        containers = [getattr(layer, each) for layer in self.layers for each in layer.adapter_layer_names]
-        return [(container, container[name]) for container in containers if name in container]
+        found = [
+            (layer, each.removeprefix(layer.prefix)) for layer in self.layers for each in layer.adapter_layer_names
+        ]
+        return [(layer, each) for layer, each in found if name in layer.container(each)]
+
+    @contextmanager
+    def making(self):
+        """
+        Inside, edits are trained and stored in copies. Others see them when all of that is done; a failure leaves no trace.
+        """
+        with self.layers[0].changing(self.adapter_name):
+            for layer, each in self.in_training():
+                layer.put(each, self.adapter_name, deepcopy(layer.part(each, self.adapter_name)))
+            yield
 
     @contextmanager
     def trainable(self):
-        """Inside, whatever is trained is marked so; behind it, marks are what they were."""
-        marks = [any(weight.requires_grad for weight in module.parameters()) for _, module in self.in_training()]
+        """Behind it, what can be trained is marked so as it was before."""
+        name = self.adapter_name
+        marks = [
+            any(w.requires_grad for w in layer.part(each, name).parameters()) for layer, each in self.in_training()
+        ]
         try:
             yield
         finally:
-            for (_, module), mark in zip(self.in_training(), marks, strict=True):
-                module.requires_grad_(mark)
-
-    @contextmanager
-    def nothing_on_failure(self):
-        """Whatever fails inside leaves what can be trained as it was."""
-        before = [(container, deepcopy(module)) for container, module in self.in_training()]
-        try:
-            yield
-        except BaseException:
-            for container, module in before:
-                container[self.adapter_name] = module
-            raise
+            for (layer, each), mark in zip(self.in_training(), marks, strict=True):
+                layer.part(each, name).requires_grad_(mark)
 
     @property
     def device(self) -> torch.device:

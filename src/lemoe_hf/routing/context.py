@@ -21,6 +21,7 @@ from .frame import Frame, Running, check_known, take_back, tell_ends
 from .layout import pieces_of
 from .passes import Batch, Pass, Places
 from .text import Text
+from .versions import Versions, View
 
 
 # Of the forward pass that is running. A context variable, so that threads that generate on one model at the same time do not
@@ -46,6 +47,7 @@ class RoutingContext:
         self.root, self.streams = root, streams_of(root)
         self.parameters = list(inspect.signature(root.forward).parameters)
         self.layers: list[nn.Module] = []
+        self.versions = Versions()
         self.blocks: list[nn.Module] = []
         # For each adapter the modules whose inputs tell what a prompt asks for; the last is in the first layer with a bypass.
         self.taps: dict[str, list[nn.Module]] = {}
@@ -109,9 +111,21 @@ class RoutingContext:
         frame = Frame(self, prompt)
         token = _frame.set(frame)
         try:
-            yield frame
+            with self.versions.seeing(self.versions.latest(self.layers)):
+                yield frame
         finally:
             _frame.reset(token)
+
+    def view(self) -> View | None:
+        """The version of what adapters have stored that this thread sees, where that is not the latest."""
+        running = _running.get()
+        return self.versions.view() or (None if running is None or running.context is not self else running.view)
+
+    @property
+    def is_imposed(self) -> bool:
+        """Whether an editor has imposed what acts in the passes of this thread."""
+        imposed = _imposed.get()
+        return imposed is not None and imposed[0] is self
 
     def acting(self, adapter_name: str) -> Places | None:
         """What acts in the forward pass that is running."""
@@ -237,9 +251,15 @@ class RoutingContext:
 
     @torch.compiler.disable
     def _begun(self, root: nn.Module, inputs: dict) -> Running:
-        imposed = _imposed.get()
-        if imposed is not None and imposed[0] is self:
-            return Running(known=imposed[1])
+        if self.is_imposed:
+            return Running(known=_imposed.get()[1])
+        view = None if self.versions.view() is not None else self.versions.latest(self.layers)
+        with self.versions.seeing(view or self.versions.view()):
+            running = self._routed(root, inputs)
+        running.context, running.view = self, view
+        return running
+
+    def _routed(self, root: nn.Module, inputs: dict) -> Running:
         leads = [(name, layer) for name, layer in self._leads() if not layer.disable_adapters]
         if not hasattr(root, "get_input_embeddings"):  # no model of texts
             return Running(known={name: layer.act_on_all(name) for name, layer in leads})

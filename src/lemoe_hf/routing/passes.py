@@ -188,11 +188,13 @@ class Pass:
         found = []
         for i, (piece, asking) in enumerate(zip(self.batch.pieces, self.askings, strict=True)):
             acts = asking.text.act(asking.first, asking.questions, self.router.targets.of)
-            of_expert: dict[int, list[int]] = {}
-            for place, expert in zip(piece.places, acts, strict=True):
-                if expert >= 0:
-                    of_expert.setdefault(expert, []).append(place)
-            found += [(i, expert, acted_on) for expert, acted_on in of_expert.items()]
+            of_edit: dict[int, list[int]] = {}
+            for place, edit in zip(piece.places, acts, strict=True):
+                if edit >= 0:
+                    of_edit.setdefault(edit, []).append(place)
+            # A text knows edits, and each pass where these are: others may have been undone in the meantime, or this one.
+            experts = {edit: self.router.anchors.expert_of(edit) for edit in of_edit}
+            found += [(i, experts[edit], acted_on) for edit, acted_on in of_edit.items() if experts[edit] is not None]
         return found
 
 

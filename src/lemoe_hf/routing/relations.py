@@ -207,10 +207,9 @@ class Relations(Frozen):
 
     def add(self, edits: list[int], embedded: torch.Tensor) -> None:
         """Append the keys, of shape `(e, k)`, of new edits; those already stored stay as they are."""
-        device = self.keys.device
-        self.keys = torch.cat([self.keys, embedded.to(self.keys)])
-        self.edit = torch.cat([self.edit, torch.tensor(edits, dtype=torch.int32, device=device)])
-        self.threshold = torch.cat([self.threshold, self.thresholds[:1].expand(len(edits))])
+        self.append("keys", embedded)
+        self.append("edit", torch.tensor(edits, dtype=torch.int32))
+        self.append("threshold", self.thresholds[:1].expand(len(edits)))
 
     def remove(self, edit: int) -> None:
         keep = self.edit != edit

@@ -250,7 +250,7 @@ class Text:
         self, first: int, questions: Sequence[Question], targets_of: Callable[[int], tuple[tuple[int, ...], ...]]
     ) -> list[int]:
         """
-        Which expert acts on each column from `first` on, -1 for none.
+        Which edit acts on each column from `first` on, -1 for none.
 
         Args:
             questions (`Sequence` of [`Question`]): In those columns, in order, with their scores.
@@ -269,7 +269,7 @@ class Text:
                 begins = column
                 if column in asked:  # adapters from before an edit had an end let it act from its subject on
                     begins = max(self.acting.start, first)
-                acts[begins - first : column - first + 1] = [self.acting.expert] * (column - begins + 1)
+                acts[begins - first : column - first + 1] = [self.acting.edit] * (column - begins + 1)
                 self.acted = min(self.acted, begins)
         return acts
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
 from torch import nn
 
 from ..routing.anchors import Anchor, Anchors
+from ..routing.context import RoutingContext
 from ..routing.relations import Relations
 from ..routing.router import Router
 from ..routing.targets import Targets
+from ..routing.versions import copied
 from ..routing.vocabulary import Vocabulary, kinds_from_lists
 from .config import EditingConfig
 from .ledger import Bytes, lines_of
-from .sizes import write_sizes
+from .sizes import sizes_of, write_sizes
 
 
 # In the order in which it is saved.
@@ -26,10 +30,40 @@ class KnownEdits:
 
     prefix: ClassVar[str]
     configs: dict[str, EditingConfig]
+    context: RoutingContext
+
+    # ---------------------------------------------------------------------------------------------------- what is stored
 
     def container(self, name: str) -> nn.ModuleDict:
-        """Of every adapter that this layer leads, one thing that it knows."""
+        """What this layer holds by this name of each adapter, as it is published."""
         return getattr(self, self.prefix + name)
+
+    def part(self, name: str, adapter_name: str) -> nn.Module:
+        """What this layer holds of an adapter, in the version that this thread sees."""
+        seen = self.context.view()
+        key = (self, self.prefix + name, adapter_name)
+        return seen.parts[key] if seen is not None and key in seen.parts else self.container(name)[adapter_name]
+
+    def put(self, name: str, adapter_name: str, module: nn.Module) -> None:
+        """Put something else in a part's place, within a change."""
+        self.context.versions.put((self, self.prefix + name, adapter_name), module)
+
+    def changed(self, name: str, adapter_name: str) -> nn.Module:
+        """A part to be changed, within a change: a copy of what others go on seeing. Its tensors are replaced, not changed."""
+        part = self.part(name, adapter_name)
+        if not self.context.versions.is_drafted((self, self.prefix + name, adapter_name)):
+            part = copied(part)
+            self.put(name, adapter_name, part)
+        return part
+
+    @contextmanager
+    def changing(self, adapter_name: str) -> Iterator[None]:
+        """Inside, parts are changed; they are published together at its end, or, after a failure, not at all."""
+        with self.context.versions.changing():
+            yield
+            self.context.versions.set(self.configs[adapter_name], sizes_of(self, adapter_name))
+
+    # ------------------------------------------------------------------------------------------------------ what is known
 
     def lead(self, adapter_name: str, config: EditingConfig) -> None:
         """Make room for what is known of an adapter's edits."""
@@ -47,21 +81,21 @@ class KnownEdits:
         return adapter_name in self.container("anchors")
 
     def anchors(self, adapter_name: str) -> Anchors:
-        return self.container("anchors")[adapter_name]
+        return self.part("anchors", adapter_name)
 
     def targets(self, adapter_name: str) -> Targets:
-        return self.container("targets")[adapter_name]
+        return self.part("targets", adapter_name)
 
     def relations(self, adapter_name: str) -> Relations | None:
         """What tells edits of one subject apart; `None` where the config does not ask for it."""
-        return dict(self.container("relations")).get(adapter_name)
+        return self.part("relations", adapter_name) if adapter_name in self.container("relations") else None
 
     def ledger(self, adapter_name: str) -> Bytes:
-        return self.container("ledger")[adapter_name]
+        return self.part("ledger", adapter_name)
 
     def vocabulary(self, adapter_name: str) -> Vocabulary:
         """What tokens are. An adapter from before that was kept by itself is given what its relations tell."""
-        vocabulary, relations = self.container("vocabulary")[adapter_name], self.relations(adapter_name)
+        vocabulary, relations = self.part("vocabulary", adapter_name), self.relations(adapter_name)
         if not vocabulary.is_known and relations is not None and len(relations.stops):
             vocabulary.kinds = kinds_from_lists(relations.marks, relations.stops, relations.continuing)
             write_sizes(self, adapter_name)
@@ -86,12 +120,12 @@ class KnownEdits:
         targets: list[tuple[int, tuple[int, ...]]],
     ) -> None:
         """Append anchors, lines of the ledger, and targets."""
-        self.anchors(adapter_name).add(anchors)
-        self.targets(adapter_name).add(targets)
-        self.ledger(adapter_name).append(lines_of(entries))
-        write_sizes(self, adapter_name)
+        with self.changing(adapter_name):
+            self.changed("anchors", adapter_name).add(anchors)
+            self.changed("targets", adapter_name).add(targets)
+            self.changed("ledger", adapter_name).write(lines_of(entries))
 
     def remember(self, adapter_name: str, edits: list[int], embedded: torch.Tensor) -> None:
         """Append keys of edits, as [`Relations.add`] does: from now on they act only where they are asked for."""
-        self.container("relations")[adapter_name].add(edits, embedded)
-        write_sizes(self, adapter_name)
+        with self.changing(adapter_name):
+            self.changed("relations", adapter_name).add(edits, embedded)

@@ -151,7 +151,7 @@ class EditingLayer(KnownEdits, nn.Module, BaseTunerLayer):
 
     def dtype(self, adapter_name: str) -> torch.dtype:
         """In which an adapter computes."""
-        return next(getattr(self, self.adapter_layer_names[0])[adapter_name].parameters()).dtype
+        return next(self.part(self.adapter_layer_names[0].removeprefix(self.prefix), adapter_name).parameters()).dtype
 
     def acts_anyhow(self, adapter_name: str) -> bool:
         """Whether an adapter without edits acts on every text, as tests want it."""

@@ -20,7 +20,7 @@ from ..routing.relations import TAPS
 from .config import EditingConfig
 from .layer import EditingLayer
 from .ledger import entries_of, lines_of
-from .sizes import check, completed, fit_to, write_sizes
+from .sizes import check, completed, fit_to
 
 
 class EditingModel(BaseTuner):
@@ -260,19 +260,22 @@ class EditingModel(BaseTuner):
         name = self._adapter(adapter_name)
         self.check_deferral(name)
         lead = self.layers_of(name)[0]
+        with self.context.versions.writer():
+            return self._without_edit(lead, name, edit)
+
+    def _without_edit(self, lead: EditingLayer, name: str, edit: int) -> dict:
         entries = entries_of(lead.ledger(name).text)
         removed = next((entry for entry in entries if entry["id"] == edit), None)
         if removed is None:
             raise KeyError(f"There is no edit {edit}; the ledger has {[entry['id'] for entry in entries][-20:]}.")
         entries.remove(removed)
-        lead.anchors(name).remove(edit)
-        lead.targets(name).remove(edit)
-        relations = lead.relations(name)
-        if relations is not None:
-            relations.remove(edit)
-        self._removed(name, removed["expert"], entries)
-        lead.ledger(name).text = lines_of(entries)
-        write_sizes(lead, name)
+        with lead.changing(name):
+            lead.changed("anchors", name).remove(edit)
+            lead.changed("targets", name).remove(edit)
+            if lead.relations(name) is not None:
+                lead.changed("relations", name).remove(edit)
+            self._removed(name, removed["expert"], entries)
+            lead.changed("ledger", name).text = lines_of(entries)
         return removed
 
     def _removed(self, adapter_name: str, expert: int, entries: list[dict]) -> None:

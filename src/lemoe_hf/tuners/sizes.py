@@ -27,7 +27,7 @@ class Storing(Protocol):
     adapter_layer_names: tuple[str, ...]
     other_param_names: tuple[str, ...]
 
-    def container(self, name: str) -> nn.ModuleDict: ...
+    def part(self, name: str, adapter_name: str) -> nn.Module: ...
     def leads(self, adapter_name: str) -> bool: ...
     def anchors(self, adapter_name: str) -> Anchors: ...
     def targets(self, adapter_name: str) -> Targets: ...
@@ -38,12 +38,18 @@ class Storing(Protocol):
 
 def write_sizes(layer: Storing, adapter_name: str) -> None:
     """Write the sizes of everything stored to the config, from which a loader makes room before it reads."""
+    for name, size in sizes_of(layer, adapter_name).items():
+        setattr(layer.configs[adapter_name], name, size)
+
+
+def sizes_of(layer: Storing, adapter_name: str) -> dict[str, int]:
+    """The sizes of everything stored, by their names in the config."""
     anchors, targets, relations = (
         layer.anchors(adapter_name),
         layer.targets(adapter_name),
         layer.relations(adapter_name),
     )
-    vocabulary = layer.container("vocabulary")[adapter_name]
+    vocabulary = layer.part("vocabulary", adapter_name)
     sizes = {
         "num_anchors": len(anchors),
         "num_anchor_tokens": len(anchors.tokens),
@@ -57,8 +63,7 @@ def write_sizes(layer: Storing, adapter_name: str) -> None:
         tokens = (relations.marks, relations.stops, relations.continuing)
         tensors = (relations.mean, relations.cohort, *tokens, relations.keys)
         sizes |= {name: len(tensor) for name, tensor in zip(Relations.sizes, tensors, strict=True)}
-    for name, size in (sizes | layer.sizes(adapter_name)).items():
-        setattr(layer.configs[adapter_name], name, size)
+    return sizes | layer.sizes(adapter_name)
 
 
 def stored(layer: Storing, adapter_name: str) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:

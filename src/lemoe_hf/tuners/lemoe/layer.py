@@ -43,67 +43,90 @@ class LEMoELayer(EditingLayer):
         self.lemoe_open[adapter_name].reset_parameters(config.init_weights)
 
     def delta(self, adapter_name: str, acting: Acting, x: torch.Tensor) -> torch.Tensor:
-        return bypass(self.lemoe_bank[adapter_name], self.lemoe_open[adapter_name], x, acting)
+        return bypass(self.bank(adapter_name), self.opened(adapter_name), x, acting)
 
     # ----------------------------------------------------------------------------------------------------------- experts
 
+    def bank(self, adapter_name: str) -> Experts:
+        """Committed experts."""
+        return self.part("bank", adapter_name)
+
+    def opened(self, adapter_name: str) -> Experts:
+        """Experts in training."""
+        return self.part("open", adapter_name)
+
+    def keys(self, adapter_name: str) -> KVRouter:
+        """The half of a router with keys that is in training."""
+        return self.part("router", adapter_name)
+
+    def router_bank(self, adapter_name: str) -> KVRouter:
+        """The committed half of a router with keys."""
+        return self.part("router_bank", adapter_name)
+
+    def replay(self, adapter_name: str, anchors: torch.Tensor, expert: torch.Tensor) -> None:
+        """Keep anchors to be replayed when later experts are trained, as [`KVRouter.remember`] does."""
+        with self.changing(adapter_name):
+            self.changed("router_bank", adapter_name).remember(anchors, expert)
+
     def open_experts(self, adapter_name: str, num: int, seed: int = 0) -> None:
         """Replace the experts in training by `num` new ones."""
-        old = self.lemoe_open[adapter_name]
+        old = self.opened(adapter_name)
         width, gated = old.in_proj.shape[2], "gate_proj" in old.names
         new = Experts(num, self.in_features, width, gated, trainable=True, out_features=self.out_features)
         new.reset_parameters(self.configs[adapter_name].init_weights, seed)
         new.to(old.in_proj.device, old.in_proj.dtype)
         new.requires_grad_(old.in_proj.requires_grad)
-        self.lemoe_open[adapter_name] = new
+        with self.context.versions.changing():
+            self.put("open", adapter_name, new)
 
     def open_keys(self, adapter_name: str, num: int) -> None:
         """Give every expert in training a key of its own."""
-        old = self.lemoe_router[adapter_name]
-        self.lemoe_router[adapter_name] = old.opened(
-            num, len(self.lemoe_bank[adapter_name]), self.configs[adapter_name]
-        )
+        config, num_committed = self.configs[adapter_name], len(self.bank(adapter_name))
+        with self.context.versions.changing():
+            self.put("router", adapter_name, self.keys(adapter_name).opened(num, num_committed, config))
 
     def commit(self, adapter_name: str) -> None:
         """Move the experts in training to the end of the bank, where nothing changes them any more, and open a new one."""
-        bank, config = self.lemoe_bank[adapter_name], self.configs[adapter_name]
-        for name, weight in self.lemoe_open[adapter_name].weights().items():
-            stored = getattr(bank, name)
-            bank.set(name, torch.cat([stored, weight.detach().to(stored)]))
-        if adapter_name in self.lemoe_router:
-            router = self.lemoe_router[adapter_name]
-            router.freeze_into(self.lemoe_router_bank[adapter_name], config)
-            self.lemoe_router[adapter_name] = router.opened(1, len(bank), config)
-        self.open_experts(adapter_name, 1)
+        config = self.configs[adapter_name]
+        with self.context.versions.changing():
+            bank = self.changed("bank", adapter_name)
+            for name, weight in self.opened(adapter_name).weights().items():
+                bank.append(name, weight)
+            if adapter_name in self.lemoe_router:
+                keys = self.keys(adapter_name)
+                keys.freeze_into(self.changed("router_bank", adapter_name), config)
+                self.put("router", adapter_name, keys.opened(1, len(bank), config))
+            self.open_experts(adapter_name, 1)
 
     def has_open_edits(self, adapter_name: str) -> bool:
         """Whether the open expert holds edits, by training or by an editor that has not filled it yet."""
-        return bool((self.anchors(adapter_name).expert >= len(self.lemoe_bank[adapter_name])).any())
+        return bool((self.anchors(adapter_name).expert >= len(self.bank(adapter_name))).any())
 
     def remove_expert(self, adapter_name: str, expert: int) -> None:
-        bank = self.lemoe_bank[adapter_name]
-        for name, weight in bank.weights().items():
-            bank.set(name, torch.cat([weight[:expert], weight[expert + 1 :]]))
+        with self.context.versions.changing():
+            bank = self.changed("bank", adapter_name)
+            for name, weight in bank.weights().items():
+                bank.set(name, torch.cat([weight[:expert], weight[expert + 1 :]]))
 
     def sizes(self, adapter_name: str) -> dict[str, int]:
         sizes = {
-            "num_experts": len(self.lemoe_bank[adapter_name]),
-            "num_open_experts": len(self.lemoe_open[adapter_name]),
+            "num_experts": len(self.bank(adapter_name)),
+            "num_open_experts": len(self.opened(adapter_name)),
         }
         if adapter_name in self.lemoe_router_bank:
-            sizes["num_router_anchors"] = len(self.lemoe_router_bank[adapter_name].anchors)
+            sizes["num_router_anchors"] = len(self.router_bank(adapter_name).anchors)
         return sizes
 
     # ----------------------------------------------------------------------------------------------------------- routing
 
     def learns(self, adapter_name: str) -> bool:
-        return torch.is_grad_enabled() and self.lemoe_open[adapter_name].in_proj.requires_grad
+        return torch.is_grad_enabled() and self.opened(adapter_name).in_proj.requires_grad
 
     def may_act(self, adapter_name: str) -> bool:
-        return bool(len(self.lemoe_bank[adapter_name])) or super().may_act(adapter_name)
+        return bool(len(self.bank(adapter_name))) or super().may_act(adapter_name)
 
     def route(self, adapter_name: str, root: nn.Module, batch: Batch) -> ExpertPass | Acting | None:
-        config, num_committed = self.configs[adapter_name], len(self.lemoe_bank[adapter_name])
+        config, num_committed = self.configs[adapter_name], len(self.bank(adapter_name))
         learns = self.learns(adapter_name)
         if self.training and learns:
             return self._learn(adapter_name, root, batch)
@@ -112,9 +135,9 @@ class LEMoELayer(EditingLayer):
             return self._with_gradients(adapter_name, root, batch, acting) if learns else acting
         if config.routing == "nearest_anchor":
             return ExpertPass(self.router(adapter_name), batch, num_committed, learns)
-        acting = self.lemoe_router[adapter_name].serve(
+        acting = self.keys(adapter_name).serve(
             config,
-            self.lemoe_router_bank[adapter_name],
+            self.router_bank(adapter_name),
             batch,
             root,
             self.anchors(adapter_name) if config.deferral else None,
@@ -129,10 +152,10 @@ class LEMoELayer(EditingLayer):
     def _with_gradients(self, adapter_name: str, root: nn.Module, batch: Batch, acting: Acting) -> Acting:
         """The same, with gradients of zero for a router that none of it has passed."""
         if adapter_name in self.lemoe_router:
-            router, device = self.lemoe_router[adapter_name], batch.ids.device
+            router, device = self.keys(adapter_name), batch.ids.device
             embedded = router.anchors_of(root, padded([batch.pieces[0].tokens or [-1]]).to(device))
             learner = torch.tensor([acting.num_committed], device=device)
-            bank = self.lemoe_router_bank[adapter_name]
+            bank = self.router_bank(adapter_name)
             _, gates = router.learn(self.configs[adapter_name], bank, embedded, learner)
             acting.gates = acting.gates + 0 * gates.sum()
         return acting
@@ -141,7 +164,7 @@ class LEMoELayer(EditingLayer):
         self, adapter_name: str, places: list[tuple[int, list[int]]], batch: Batch, gate: float = 1.0
     ) -> Acting:
         """The open expert, on these columns of rows."""
-        num_committed = len(self.lemoe_bank[adapter_name])
+        num_committed = len(self.bank(adapter_name))
         experts = torch.full((len(places), 1), num_committed, device=batch.ids.device)
         gates = torch.full((len(places), 1), gate, device=batch.ids.device)
         return Acting.of(places, experts, gates, batch.width, num_committed, uses_open=True)
@@ -149,16 +172,16 @@ class LEMoELayer(EditingLayer):
     def _learn(self, adapter_name: str, root: nn.Module, batch: Batch) -> Acting:
         """Let the open expert act on the answers of a training batch, and put its prompts in scope."""
         config, anchors = self.configs[adapter_name], self.anchors(adapter_name)
-        num_committed = len(self.lemoe_bank[adapter_name])
+        num_committed = len(self.bank(adapter_name))
         lessons = lessons_of(batch.pieces, structure.bos_token(root))
         new, made, entries = new_edits(anchors, lessons, num_committed)
         device = batch.ids.device
         if config.routing == "kv_anchor" and lessons:
-            router, bank = self.lemoe_router[adapter_name], self.lemoe_router_bank[adapter_name]
+            router, bank = self.keys(adapter_name), self.router_bank(adapter_name)
             embedded = router.anchors_of(root, padded([lesson.read for lesson in lessons]).to(device))
             if new and config.router_replay:
                 rows = [lessons.index(lesson) for lesson in new]
-                bank.remember(embedded[rows], torch.full((len(rows),), num_committed, device=device))
+                self.replay(adapter_name, embedded[rows], torch.full((len(rows),), num_committed, device=device))
         if new:
             targets = [(entry["id"], tuple(entry["target_ids"])) for entry in entries if entry["target_ids"]]
             self.store(adapter_name, made, entries, targets)
@@ -177,8 +200,8 @@ class LEMoELayer(EditingLayer):
         return acting
 
     def act_on_all(self, adapter_name: str) -> Acting | None:
-        device = self.lemoe_open[adapter_name].in_proj.device
+        device = self.opened(adapter_name).in_proj.device
         none = torch.zeros(1, 1, dtype=torch.long, device=device)
-        num_committed = len(self.lemoe_bank[adapter_name])
+        num_committed = len(self.bank(adapter_name))
         ones = torch.ones(1, 1, 1, device=device)
         return Acting(none, none, none == 0, EVERYTHING, none + num_committed, ones, num_committed, True)

@@ -37,7 +37,7 @@ class LEMoEModel(EditingModel):
         layers = self.layers_of(name)
         in_training, committed = (
             sum(weight.numel() for experts in stacks for weight in experts.weights().values())
-            for stacks in ([layer.lemoe_open[name] for layer in layers], [layer.lemoe_bank[name] for layer in layers])
+            for stacks in ([layer.opened(name) for layer in layers], [layer.bank(name) for layer in layers])
         )
         return in_training, committed
 
@@ -65,9 +65,11 @@ class LEMoEModel(EditingModel):
             raise ValueError(
                 f"There is nothing to commit: the open expert of {name!r} holds no edits. Train it first."
             )
-        for layer in self.layers_of(name):
-            layer.commit(name)
-        self.store(anchors or [], entries or [], name, targets or [])
+        layers = self.layers_of(name)
+        with layers[0].changing(name):
+            for layer in layers:
+                layer.commit(name)
+            layers[0].store(name, anchors or [], entries or [], targets or [])
 
     def has_open_edits(self, adapter_name: str | None = None) -> bool:
         """Whether the open expert holds edits, by training or by an editor that has not filled it yet."""
@@ -77,8 +79,8 @@ class LEMoEModel(EditingModel):
     def _removed(self, adapter_name: str, expert: int, entries: list[dict]) -> None:
         """Take its expert out of the bank if no other edit uses it, and start anew what is open and empty."""
         layers = self.layers_of(adapter_name)
-        lead, anchors = layers[0], layers[0].anchors(adapter_name)
-        is_committed = expert < len(lead.lemoe_bank[adapter_name])
+        lead, anchors = layers[0], layers[0].changed("anchors", adapter_name)
+        is_committed = expert < len(lead.bank(adapter_name))
         has_own_keys = lead.configs[adapter_name].routing == "kv_anchor"  # and these name experts by their place
         is_unused = not (anchors.expert == expert).any()
         if is_committed and is_unused and not has_own_keys:
@@ -88,10 +90,10 @@ class LEMoEModel(EditingModel):
             for entry in entries:
                 entry["expert"] -= entry["expert"] > expert
         if is_committed and is_unused and has_own_keys:
-            lead.lemoe_router_bank[adapter_name].withdraw(expert)
+            lead.changed("router_bank", adapter_name).withdraw(expert)
         if not is_committed and not lead.has_open_edits(adapter_name):
             for layer in layers:
                 layer.open_experts(adapter_name, 1)  # the next edit must not start from what was taken back
             if has_own_keys:
                 lead.open_keys(adapter_name, 1)
-                lead.lemoe_router_bank[adapter_name].forget(expert)
+                lead.changed("router_bank", adapter_name).forget(expert)
