@@ -215,7 +215,7 @@ def test_every_edit_with_a_subject_leaves_a_key(tokenizer, config):
     relations = editor._relations
     assert relations.edit.tolist() == [0, 1, 3, 4, 5, 6]
     assert relations.rows_of(torch.tensor([2])).tolist() == [-1]
-    assert relations.threshold.tolist() == [relations.thresholds[0]] * 6  # of questions and of statements
+    assert relations.threshold.tolist() == [relations.thresholds.item()] * 6  # of questions and of statements
     assert editor.config.num_relation_keys == 6
     assert editor.config.num_token_kinds == len(tokenizer)
     prompts = [tokenizer(fact.prompt)["input_ids"] for fact in FACTS]
@@ -415,7 +415,7 @@ def test_explain_tells_the_edits_own_threshold_where_the_config_has_none(explain
     found = [explained.explain(prompt) for prompt in (OTHERS[0], OTHERS[2])]
     explained._relations.threshold[1] += 1
     found.append(explained.explain(OTHERS[2]))
-    threshold = explained._relations.thresholds[0].item()
+    threshold = explained._relations.thresholds.item()
     assert [each.relation_threshold for each in found] == [threshold, threshold, threshold + 1]
 
 
