@@ -45,5 +45,5 @@ class Finder:
                 if self.name not in sys.modules:
                     import_module(self.name)
 
-            spec.loader.exec_module = exec_module
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -65,10 +65,10 @@ class Relations(Frozen):
     Axes: `f` features, first those of words and then those of hidden states; `k` directions in which relations differ;
     `n` reference prompts kept; `e` edits; `m` tokens.
 
-    Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (1, of new edits; in adapters that were
-    saved before, 2, of which the second was of statements), `keys` (e, k), `edit` (e), `threshold` (e). In adapters from before
-    there was a [`Vocabulary`]: `marks` (m; the tokens that end a question), `stops` (those that end any sentence),
-    `continuing` (those with which a name goes on).
+    Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (1, of new edits; older adapters have a
+    second one, of statements), `keys` (e, k), `edit` (e), `threshold` (e). In adapters from before there was a
+    [`Vocabulary`]: `marks` (m; the tokens that end a question), `stops` (those that end any sentence), `continuing` (those
+    with which a name goes on).
     """
 
     sizes = (
