@@ -19,7 +19,7 @@ from facts import FACTS, UNRELATED, learner, plain, targets
 from gated import A, B, C, clear, gated, put_asked
 from lemoe_hf import Adapter, Edit, LifelongEditor
 from lemoe_hf.routing.layout import Piece
-from lemoe_hf.routing.passes import Batch, Pass
+from lemoe_hf.routing.passes import Batch, ExpertPass
 from lemoe_hf.routing.text import Text
 from tiny import byte_tokenizer, prompts_of, tiny
 
@@ -35,7 +35,7 @@ class Engine:
 
     def __init__(self, model: PreTrainedModel, adapter: Adapter):
         self.model, self.adapter, self.router = model, adapter, adapter.router
-        self.running: Pass | None = None
+        self.running: ExpertPass | None = None
         layers = model.model.layers
         for depth in adapter.taps:
             layers[depth].mlp.register_forward_pre_hook(self.look)
@@ -65,7 +65,7 @@ class Engine:
             first, ids = len(text), torch.tensor([new])
             text.read(new, range(first, first + len(new)), self.router.vocabulary)
             piece = Piece(0, list(range(len(new))), new)
-            self.running = Pass(self.router, Batch([piece], [text], [first], ids, {}), len(self.adapter.ledger))
+            self.running = ExpertPass(self.router, Batch([piece], [text], [first], ids, {}), len(self.adapter.ledger))
             logits.append(self.model(input_ids=ids, past_key_values=cache).logits[0, -1])
             new = [int(logits[-1].argmax())]
         return text.ids[len(prompt) :] + new, torch.stack(logits)

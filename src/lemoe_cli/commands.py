@@ -22,7 +22,7 @@ from lemoe_hf.card import write_figures
 from lemoe_hf.editing.ordering import OrderBy
 from lemoe_hf.editing.parallel import processes
 from lemoe_hf.editing.push import push_folder
-from lemoe_hf.tuners.lemoe.ledger import read_ledger
+from lemoe_hf.tuners.ledger import read_ledger
 
 
 out, err = Console(), Console(stderr=True)

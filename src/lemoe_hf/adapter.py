@@ -100,9 +100,9 @@ class Adapter:
             How a text finds them.
         ledger (`list[dict]`): The edits, oldest first.
 
-    An engine keeps a [`Text`] of each request and makes a [`Pass`] of each forward pass, with a [`Piece`] for each text in it.
-    The pass is shown what enters the layers of `taps`, and tells at the last which experts act on which tokens; there the
-    [`Bank`] tells what to add. `tests/test_adapter.py` has such an engine in some thirty lines.
+    An engine keeps a [`Text`] of each request and makes an [`ExpertPass`] of each forward pass, with a [`Piece`] for each text
+    in it. The pass is shown what enters the layers of `taps`, and tells at the last which experts act on which tokens; there
+    the [`Bank`] tells what to add. `tests/test_adapter.py` has such an engine in some thirty lines.
     """
 
     config: dict[str, Any]
@@ -132,8 +132,8 @@ class Adapter:
     @property
     def taps(self) -> list[int]:
         """
-        The layers whose hidden states tell what is asked for, in the order in which a [`Pass`] is to see them: of each what
-        enters its FFN, or the layer itself where there is no FFN to call. The last of them is the first one with experts.
+        The layers whose hidden states tell what is asked for, in the order in which an [`ExpertPass`] is to see them: of each
+        what enters its FFN, or the layer itself where there is no FFN to call. The last is the first one with experts.
         """
         depths = [int(found[1]) for name in self.banks if (found := re.search(r"(?:^|\.)(\d+)(?:\.|$)", name))]
         return sorted({round(share * min(depths)) for share in TAPS}) if depths else []

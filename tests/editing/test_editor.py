@@ -9,12 +9,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from facts import FACTS, UNRELATED, editor_for, learner, plain, targets
 from gated import watched
 from lemoe_hf import Edit, EditingArguments, EditingError, LEMoEConfig, LifelongEditor
-from lemoe_hf.editing import training
+from lemoe_hf.editing import lemoe_training as training
 from tiny import PAD, adapter_state, assert_same, committed, tiny
 
 
 def lead(editor):
-    return editor.tuner.lemoe_layers(editor.adapter_name)[0]
+    return editor.tuner.layers_of(editor.adapter_name)[0]
 
 
 def routed_edit(editor, prompt: str) -> int | None:
@@ -159,7 +159,7 @@ def test_the_same_edit_twice_in_one_batch_is_no_contradiction(tokenizer):
 def test_several_layers_are_edited_together(tokenizer):
     editor = editor_for(tokenizer, layers_to_transform=[1, 3])
     editor.edit(FACTS)
-    banks = [layer.lemoe_bank["default"] for layer in editor.tuner.lemoe_layers()]
+    banks = [layer.lemoe_bank["default"] for layer in editor.tuner.layers_of()]
     assert [len(bank) for bank in banks] == [6, 6]
     assert all(bank.out_proj.abs().amax((1, 2)).min() > 0 for bank in banks)
 
@@ -648,10 +648,10 @@ def test_a_tokenizer_without_padding(tokenizer):
 
 
 def test_a_model_without_the_adapter(tokenizer):
-    with pytest.raises(TypeError, match=r"needs a PeftModel with a LEMoE adapter; got LlamaForCausalLM"):
+    with pytest.raises(TypeError, match=r"needs a PeftModel with an adapter of lemoe_hf; got LlamaForCausalLM"):
         LifelongEditor(tiny(), tokenizer)
     other = get_peft_model(tiny(), LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(TypeError, match=r"needs a PeftModel with a LEMoE adapter; got PeftModel"):
+    with pytest.raises(TypeError, match=r"needs a PeftModel with an adapter of lemoe_hf; got PeftModel"):
         LifelongEditor(other, tokenizer)
 
 
@@ -784,11 +784,13 @@ def test_prompts_longer_than_the_attention_window_are_run_as_a_whole(tokenizer):
     filler = "It rains here, and there, all the day. " * 12
     late = Edit(filler + "The capital of Zembla is", "Onhava", subject="Zembla")
     early = Edit("Zog says:", filler, subject="Zog")
-    lengths = [(len(each.prompt), len(each.target)) for each in editor._tokenized([late, early])]
+    lengths = [(len(each.prompt), len(each.target)) for each in editor._procedure.tokenized([late, early])]
     assert all(256 < sum(length) < 510 for length in lengths)  # each fits, and not what they have together
     assert lengths[0][0] > 256 > lengths[1][0]
     for edits, from_start in (([late], True), ([late, early], False), ([FACTS[1]], True)):
-        batch, _ = editor._trunk.run(editor._samples(editor._tokenized(edits)))
+        procedure = editor._procedure
+        items = procedure.tokenized(edits)
+        batch, _ = procedure.trunk.run(procedure.samples(items, range(len(items))))
         assert (batch.reuse, batch.from_start) == (True, from_start)
     editor.edit([late, early])
     for edit in (late, early):

@@ -10,7 +10,7 @@ from lemoe_hf.routing.anchors import Anchor, Anchors
 from lemoe_hf.routing.frozen import Frozen
 from lemoe_hf.routing.kv_anchor import KVRouter
 from lemoe_hf.routing.relations import Relations
-from lemoe_hf.tuners.lemoe.experts import Experts
+from lemoe_hf.tuners.experts import Experts
 from tiny import assert_same
 
 

@@ -21,8 +21,8 @@ from .. import structure
 from ..generation import pad_right
 from ..routing.cached import cache_in
 from ..routing.context import RoutingContext
-from ..routing.passes import Acting
-from ..tuners.lemoe.layer import LEMoELayer
+from ..routing.passes import Acting, Places
+from ..tuners.layer import EditingLayer
 from .hooks import replaced_forward, seeing_only
 from .samples import Sample
 
@@ -92,7 +92,7 @@ class CachedBatch:
         _, stack = structure.find_stack(self.root)
         blocks = []
         for block in stack:
-            if any(isinstance(module, LEMoELayer) for module in block.modules()):
+            if any(isinstance(module, EditingLayer) for module in block.modules()):
                 break
             blocks.append(block)
         return blocks
@@ -222,18 +222,10 @@ class CachedBatch:
         column = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
         row = torch.arange(len(self.ids), device=self.ids.device)[:, None].expand_as(self.ids)
         acts = column >= (self.start - self.first)[:, None]
-        return Acting(
-            row,
-            column,
-            experts,
-            gates[:, :, None] * acts[:, None],
-            acts,
-            self.ids.shape[1],
-            num_committed,
-            uses_open=True,
-        )
+        gates = gates[:, :, None] * acts[:, None]
+        return Acting(row, column, acts, self.ids.shape[1], experts, gates, num_committed, uses_open=True)
 
-    def logits(self, acting: dict[str, Acting]) -> torch.Tensor:
+    def logits(self, acting: dict[str, Places]) -> torch.Tensor:
         """Logits of shape `(n, v)` at the `n` target tokens of all samples, one sample after the other."""
         if not self.reuse:
             with self.context.imposed(acting):

@@ -19,7 +19,7 @@ from .compiled import act, begin, look, number_of
 from .continuous_batching import is_paged, managed, pieces_of_requests, text_of
 from .frame import Frame, Running, check_known, take_back, tell_ends
 from .layout import pieces_of
-from .passes import Acting, Batch, Pass
+from .passes import Batch, Pass, Places
 from .text import Text
 
 
@@ -29,7 +29,7 @@ _running: ContextVar[Running | None] = ContextVar("lemoe_running", default=None)
 # Of the call of `generate` that is running.
 _frame: ContextVar[Frame | None] = ContextVar("lemoe_frame", default=None)
 # What acts in every forward pass, imposed by an editor in training.
-_imposed: ContextVar[tuple[RoutingContext, dict[str, Acting]] | None] = ContextVar("lemoe_imposed", default=None)
+_imposed: ContextVar[tuple[RoutingContext, dict[str, Places]] | None] = ContextVar("lemoe_imposed", default=None)
 
 
 class RoutingContext:
@@ -86,7 +86,7 @@ class RoutingContext:
     # ------------------------------------------------------------------------------------------------------------ frames
 
     @contextmanager
-    def imposed(self, acting: dict[str, Acting]):
+    def imposed(self, acting: dict[str, Places]):
         """Let exactly this act in every forward pass inside, of each adapter; nothing where there is none."""
         token = _imposed.set((self, acting))
         try:
@@ -113,7 +113,7 @@ class RoutingContext:
         finally:
             _frame.reset(token)
 
-    def acting(self, adapter_name: str) -> Acting | None:
+    def acting(self, adapter_name: str) -> Places | None:
         """What acts in the forward pass that is running."""
         running = _running.get()
         if running is None:
@@ -212,7 +212,7 @@ class RoutingContext:
 
     def in_graph(self, layer: nn.Module, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """What stands for a layer's bypass in a graph."""
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in layer.lemoe_open.parameters()):
+        if any(layer.learns(name) for name in layer.active_adapters if layer.has(name)):
             raise RuntimeError(
                 "Experts cannot be trained in a compiled model: what they are trained on is found out in Python. Train "
                 "without the compiler, or call the model under `torch.no_grad()`."
@@ -233,9 +233,7 @@ class RoutingContext:
     def _leads(self) -> Iterable[tuple[str, Any]]:
         """The active adapters, and of each the layer that holds its anchors."""
         for layer in self.layers:
-            for name in layer.lemoe_anchors:
-                if name in layer.active_adapters:
-                    yield name, layer
+            yield from ((name, layer) for name in layer.active_adapters if layer.leads(name))
 
     @torch.compiler.disable
     def _begun(self, root: nn.Module, inputs: dict) -> Running:
@@ -348,7 +346,7 @@ class RoutingContext:
         embeds = inputs.get("inputs_embeds")
         if embeds is None:
             return None
-        if not any(len(anchors) for layer in self.layers for anchors in layer.lemoe_anchors.values()):
+        if not any(len(layer.anchors(name)) for name, layer in self._leads()):
             return torch.full(embeds.shape[:2], -2, device=embeds.device)
         embedding = root.get_input_embeddings()
         table = embedding(torch.arange(len(embedding.weight), device=embeds.device)).to(embeds.dtype)

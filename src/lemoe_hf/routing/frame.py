@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .cached import CachedTexts
 from .layout import Piece, prompt_ends
-from .passes import Acting, Pass
+from .passes import Pass, Places
 from .text import Text
 
 
@@ -26,7 +26,7 @@ class Running:
     embed: nn.Module | None = None
     passes: dict[str, Pass] = field(default_factory=dict)
     is_traced: bool = False
-    known: dict[str, Acting] = field(default_factory=dict)
+    known: dict[str, Places] = field(default_factory=dict)
     kept: CachedTexts | None = None
 
 

@@ -65,8 +65,8 @@ class Relations(Frozen):
     Axes: `f` features, first those of words and then those of hidden states; `k` directions in which relations differ;
     `n` reference prompts kept; `e` edits; `m` tokens.
 
-    Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (1, of new edits; older adapters have a
-    second one, of statements), `keys` (e, k), `edit` (e), `threshold` (e). In adapters from before there was a
+    Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (2, equal; they were of questions and of
+    statements, and loaders that know no other size expect two), `keys` (e, k), `edit` (e), `threshold` (e). In adapters from before there was a
     [`Vocabulary`]: `marks` (m; the tokens that end a question), `stops` (those that end any sentence), `continuing` (those
     with which a name goes on).
     """
@@ -105,7 +105,7 @@ class Relations(Frozen):
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("directions", torch.zeros(num_features, self.num_directions, dtype=torch.bfloat16))
         self.register_buffer("cohort", torch.zeros(num_prompts, self.num_directions, dtype=torch.bfloat16))
-        self.register_buffer("thresholds", torch.zeros(1))
+        self.register_buffer("thresholds", torch.zeros(2))
         self.register_buffer("marks", torch.zeros(num_marks, dtype=torch.int32))
         self.register_buffer("stops", torch.zeros(num_stops, dtype=torch.int32))
         self.register_buffer("continuing", torch.zeros(num_continuing, dtype=torch.int32))

@@ -1,4 +1,7 @@
-"""PEFT methods, one package each. Importing this registers them with PEFT."""
+"""
+PEFT methods, one package each; what they share stands beside them, and knows none of them. Importing this registers them with
+PEFT.
+"""
 
 from typing import Any
 

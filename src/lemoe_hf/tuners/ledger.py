@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 
-KEY = "lemoe_ledger.bytes"
+KEY = "_ledger.bytes"  # behind the prefix of a method
 
 
 class Bytes(nn.Module):
@@ -61,7 +61,7 @@ def read_ledger(path: Path) -> list[dict]:
         with safe_open(path, "pt") as file:
             key = next((key for key in file.keys() if key.endswith(KEY)), None)  # noqa: SIM118
             if key is None:
-                raise ValueError(f"{path} is not the file of a LEMoE adapter: it has no ledger.")
+                raise ValueError(f"{path} is not the file of an adapter of edits: it has no ledger.")
             return entries_of(file.get_tensor(key).numpy().tobytes().decode())
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}). Restore it from a copy.") from None
