@@ -66,9 +66,9 @@ class Relations(Frozen):
     `n` reference prompts kept; `e` edits; `m` tokens.
 
     Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (2, equal; they were of questions and of
-    statements, and loaders that know no other size expect two), `keys` (e, k), `edit` (e), `threshold` (e). In adapters from before there was a
-    [`Vocabulary`]: `marks` (m; the tokens that end a question), `stops` (those that end any sentence), `continuing` (those
-    with which a name goes on).
+    statements, and loaders that go by the config alone expect two), `keys` (e, k), `edit` (e), `threshold` (e). In adapters
+    from before there was a [`Vocabulary`]: `marks` (m; the tokens that end a question), `stops` (those that end any sentence),
+    `continuing` (those with which a name goes on).
     """
 
     sizes = (
