@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +33,6 @@ def reported():
     """Tell an expected error in one line, and leave with code 1."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         yield
     except (ValueError, TypeError, KeyError, OSError, EditingError, SafetensorError) as error:

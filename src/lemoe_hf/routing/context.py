@@ -17,6 +17,7 @@ from ..structure import CACHE_NAMES, streams_of, text_config
 from .cached import CachedTexts, cache_in
 from .compiled import act, begin, look, number_of
 from .continuous_batching import is_paged, managed, pieces_of_requests, text_of
+from .embedded import tokens_of
 from .frame import Frame, Running, check_known, take_back, tell_ends
 from .layout import pieces_of
 from .passes import Batch, Pass, Places
@@ -359,22 +360,7 @@ class RoutingContext:
         return kept.texts[name]
 
     def _tokens(self, root: nn.Module, inputs: dict) -> torch.Tensor | None:
-        """Tokens of shape `(b, t)`, -2 for an embedding of no known token; `None` where there is no text."""
-        ids = inputs.get("input_ids")
-        if ids is not None:
-            return ids.long()
-        embeds = inputs.get("inputs_embeds")
-        if embeds is None:
-            return None
-        if not any(len(layer.anchors(name)) for name, layer in self._leads()):
-            return torch.full(embeds.shape[:2], -2, device=embeds.device)
-        embedding = root.get_input_embeddings()
-        table = embedding(torch.arange(len(embedding.weight), device=embeds.device)).to(embeds.dtype)
-        found = []
-        for some in embeds.flatten(0, 1).split(256):
-            nearest = (some @ table.T - table.pow(2).sum(-1) / 2).argmax(-1)
-            found.append(torch.where((table[nearest] == some).all(-1), nearest, -2))
-        return torch.cat(found).view(embeds.shape[:2])
+        return tokens_of(root, inputs, may_match=any(len(layer.anchors(name)) for name, layer in self._leads()))
 
 
 def keeps_by_default(root: nn.Module) -> bool:

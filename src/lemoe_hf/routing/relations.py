@@ -35,7 +35,8 @@ class LabelledPrompts:
         features (`torch.Tensor` of shape `(n, f)`): From [`words_of`] and [`features_of`], side by side.
         relation (`torch.Tensor` of shape `(n,)`): Index of what is asked for.
         kind (`torch.Tensor` of shape `(n,)`): Index of the kind of subject it is asked of.
-        is_question (`torch.Tensor` of shape `(n,)`): Whether it is a question rather than the beginning of a statement.
+        is_question (`torch.Tensor` of shape `(n,)`):
+            Whether it is a question rather than the beginning of a statement: the threshold is that of questions.
     """
 
     features: torch.Tensor
@@ -65,8 +66,9 @@ class Relations(Frozen):
     `n` reference prompts kept; `e` edits; `m` tokens.
 
     Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (2, equal; they were of questions and of
-    statements), `keys` (e, k), `edit` (e), `threshold` (e). In adapters from before there was a [`Vocabulary`]: `marks` (m;
-    the tokens that end a question), `stops` (those that end any sentence), `continuing` (those with which a name goes on).
+    statements, and loaders that go by the config alone expect two), `keys` (e, k), `edit` (e), `threshold` (e). In adapters
+    from before there was a [`Vocabulary`]: `marks` (m; the tokens that end a question), `stops` (those that end any sentence),
+    `continuing` (those with which a name goes on).
     """
 
     sizes = (
