@@ -2,8 +2,8 @@
 
     python benchmarks/commits.py
 
-A random model of one layer with the hidden size of SmolLM2-135M; six anchors an edit, experts of rank 4 in bfloat16. Training is left
-out: it does not depend on what is stored. Medians.
+A random model of one layer with the hidden size of SmolLM2-135M; six anchors an edit, experts of rank 4 in bfloat16. Training
+is left out: it does not depend on what is stored. Medians.
 """
 
 from __future__ import annotations

@@ -171,7 +171,8 @@ class LifelongEditor(EditedModel):
         Raises:
             OSError: If the folder cannot be written.
         """
-        save_adapter(self.model, self.adapter_name, self.edits(), Path(save_directory))
+        with self.tuner.context.versions.writer():
+            save_adapter(self.model, self.adapter_name, self.edits(), Path(save_directory))
 
     def push_to_hub(self, repo_id: str, push_edits: bool = True, **kwargs: Any) -> CommitInfo:
         """
