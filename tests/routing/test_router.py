@@ -112,6 +112,7 @@ def test_a_subject_that_is_named_in_a_later_sentence_takes_over():
 
 # Capitalised words, and what stands for a name.
 CITY, WHO, IT = 80, 81, 82
+TURN = 9
 CASED = vocabulary_of((MARK,), (STOP,), capitals=(CITY, WHO), pronouns=(IT,))
 ABOUT = {
     "of no other": ([WHO, 31], [0]),
@@ -181,6 +182,14 @@ def test_a_question_without_name_or_pronoun_is_not_about_a_subject_named_long_be
         assert options_at_the_mark([*before, 32, 33, MARK], ANCHORS, CASED) == without
         assert options_at_the_mark([*before, 32, IT, MARK], ANCHORS, CASED) == with_pronoun
         assert options_at_the_mark([*before, 32, *NAME, MARK], ANCHORS, CASED) == [0]
+
+
+def test_a_subject_of_the_turn_before_may_be_asked_about_after_a_long_answer():
+    """As "And the currency?"; not one of a turn before that."""
+    chat = vocabulary_of((MARK,), (STOP,), pronouns=(IT,), special=(TURN,), reply=(TURN,))
+    turn, answer = [*NAME, 31, MARK, TURN], [32, STOP] * 4
+    assert options_at_the_mark([*turn, *answer, 33, 34, MARK], ANCHORS, chat) == [0]
+    assert options_at_the_mark([*turn, *answer, 35, MARK, TURN, *answer, 33, 34, MARK], ANCHORS, chat) == []
 
 
 def test_a_vocabulary_that_tells_no_pronouns_does_not_tell_what_is_named_long_before():

@@ -22,7 +22,8 @@ from .text import Option, Question, Text
 from .vocabulary import CAPITAL, CONTINUES, MARK, PRONOUN, Vocabulary
 
 
-# A question with neither a subject nor a pronoun is about a subject that was named at most so many sentences before.
+# A question with neither a subject nor a pronoun is about a subject that was named at most so many sentences before, or in the
+# turn before, whatever was answered there.
 REMEMBERED = 2
 
 
@@ -119,7 +120,7 @@ class Router:
         """
         Whether a question that does not name a subject itself is about somebody or something else: nothing in it stands for
         what was named before, and it holds a capitalised word that does not stand in the edit's prompt, or the subject was
-        named more than `REMEMBERED` sentences ago.
+        named more than `REMEMBERED` sentences ago, and not in the turn before.
         """
         until = text.said_until(column)
         begin = text.begins[until]
@@ -127,7 +128,9 @@ class Router:
             return False
         if any(kind & PRONOUN for kind in text.kinds[begin : until + 1]):
             return False
-        if self.vocabulary.tells_pronouns and text.sentences(match.last, begin - 1) > REMEMBERED:
+        answers = sum(match.last < reply < begin for reply in text.replies)
+        is_remembered = answers == 1 or text.sentences(match.last, begin - 1) <= REMEMBERED
+        if self.vocabulary.tells_pronouns and not is_remembered:
             return True
         prompts = self.anchors.prompts(match.edit)
         return any(
