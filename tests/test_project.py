@@ -24,8 +24,11 @@ ORDER = [
     "routing",
     "tuners",
     "generation",
+    "moments",
     "editing",
     "evaluation",
+    "rank_one",
+    "diagnostics",
     "__init__",
     "cli",
 ]

@@ -19,6 +19,7 @@ from .editing import (  # noqa: E402
 )
 from .editing.push import push_model  # noqa: E402
 from .evaluation import EditEvaluator  # noqa: E402
+from .rank_one import RankOneArguments, RankOneEditor, select_layer  # noqa: E402
 from .tuners.lemoe import LEMoEConfig, LEMoELayer, LEMoEModel  # noqa: E402
 
 
@@ -40,6 +41,9 @@ __all__ = [
     "LEMoEModel",
     "LifelongEditor",
     "Order",
+    "RankOneArguments",
+    "RankOneEditor",
     "plan_order",
     "read_edits",
+    "select_layer",
 ]

@@ -3,7 +3,18 @@ from .evaluator import Evaluator
 from .forced import teacher_forced
 from .general_ability import general_ability
 from .report import versions
+from .roll_back import RollBackEditor, known_facts, roll_back
 from .same_subject import SameSubject
 
 
-__all__ = ["EditEvaluator", "Evaluator", "SameSubject", "general_ability", "teacher_forced", "versions"]
+__all__ = [
+    "EditEvaluator",
+    "Evaluator",
+    "RollBackEditor",
+    "SameSubject",
+    "general_ability",
+    "known_facts",
+    "roll_back",
+    "teacher_forced",
+    "versions",
+]
