@@ -17,6 +17,7 @@ FFN_NAME = re.compile(
     r"(^|_)(mlp|ffn|ff|feed_?forward|moe|experts?|block_sparse_moe|shared_mlp|channel_mix(er|ing)?)($|_)"
 )
 NOT_FFN_NAME = re.compile(r"norm|^ln|_ln|attn|attention|dropout|drop$|gate$|router|^post_|_hc$|hyper_connection")
+MIXER = re.compile(r"attn|attention|mixer|mamba|ssm|conv|adapter")  # of a layer, what stands beside its FFN
 FFN_OUTPUT_NORM = re.compile(r"^post_(feed_?forward|mlp|ffn|moe)_?(layer)?norm$|^post_norm2$")
 
 # What a model may call its cache: since transformers 5.24, before that, and before that in state-space models.
@@ -124,7 +125,7 @@ def _ffn_output(model: nn.Module, layer: nn.Module, index: int) -> str:
     hidden, name = hidden_size(model), find_ffn(layer)
     ffn = layer if name is None else layer.get_submodule(name)
     # An FFN in the layer itself, or in two modules of it, stands beside attention.
-    parts = [(part, module) for part, module in ffn.named_modules() if name or not re.search("attn|attention", part)]
+    parts = [(part, module) for part, module in ffn.named_modules() if name or not MIXER.search(part)]
     linears: dict[str, tuple[int, int]] = {}
     for part, module in parts:
         sizes = linear_sizes(module)
@@ -138,7 +139,11 @@ def _ffn_output(model: nn.Module, layer: nn.Module, index: int) -> str:
         for weight in module.parameters(recurse=False)
     )
     inner = {outputs for _, outputs in linears.values()} | {outputs // 2 for _, outputs in linears.values()}
-    found = [part for part, (inputs, outputs) in linears.items() if outputs == hidden and inputs in inner]
+    found = [
+        part
+        for part, (inputs, outputs) in linears.items()
+        if outputs == hidden and inputs in inner and (name or inputs != outputs)
+    ]
     if is_mixture or not found:
         why = "is a mixture of experts, which has one for each expert" if is_mixture else "has none"
         looked = ", ".join(f"{part} {sizes}" for part, sizes in linears.items()) or "no linear maps"

@@ -2,8 +2,8 @@ r"""
 In which order rank-one edits harm each other least, by a bound of ours on the paper's equation of interference.
 
 An edit $\Lambda_i (C^{-1} k_i)^T$ changes what was written for an earlier fact j by at most
-$|k_i^T C^{-1} k_j| \cdot ||\Lambda_i||$. Summed up, every pair of edits costs its overlap, which is symmetric, times the norm of
-the one that is made later. So the bound is smallest in descending order of the norms, whatever the overlaps are. It takes
+$|k_i^T C^{-1} k_j| \cdot ||\Lambda_i||$. Summed up, every pair of edits costs its overlap, which is symmetric, times the norm
+of the one that is made later. So the bound is smallest in descending order of the norms, whatever the overlaps are. It takes
 each edit's value for independent of the order, and adds magnitudes that may cancel.
 """
 

@@ -80,11 +80,20 @@ def second_moments(
     found = {layer: moment for layer, path in paths.items() if (moment := _read(path)) is not None}
     missing = [layer for layer in layers if layer not in found]
     if missing:
-        texts = samples_of(model, num_tokens, seed) if texts is None else texts
+        texts = _own_texts(model, num_tokens, seed, _path(*common, "texts")) if texts is None else texts
         for layer, moment in zip(missing, _collected(model, [names[i] for i in missing], texts), strict=True):
             _write(paths[layer], moment)
             found[layer] = moment
     return found
+
+
+def _own_texts(model: nn.Module, num_tokens: int, seed: int, path: Path) -> list[list[int]]:
+    """A model's samples, drawn once for all its layers."""
+    found = _read(path)
+    if found is None:
+        found = torch.tensor(samples_of(model, num_tokens, seed))
+        _write(path, found)
+    return found.tolist()
 
 
 def _collected(model: nn.Module, names: list[str], texts: list[list[int]]) -> list[torch.Tensor]:
@@ -228,13 +237,13 @@ def _path(*parts: str) -> Path:
 
 def _read(path: Path) -> torch.Tensor | None:
     with suppress(OSError, SafetensorError, KeyError):  # not there, or cut off: it is computed again
-        return load_file(path)["moment"]
+        return load_file(path)["values"]
     return None
 
 
-def _write(path: Path, moment: torch.Tensor) -> None:
+def _write(path: Path, values: torch.Tensor) -> None:
     with suppress(OSError):  # a cache that cannot be written costs time only
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
-        save_file({"moment": moment}, part)
+        save_file({"values": values}, part)
         part.replace(path)

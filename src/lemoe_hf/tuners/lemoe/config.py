@@ -179,8 +179,8 @@ class LEMoEConfig(PeftConfig):
             self.task_type = TaskType.CAUSAL_LM
         if self.layers_to_transform == "auto":
             raise ValueError(
-                "`layers_to_transform='auto'` cannot be resolved here: a layer is chosen for edits, and a config knows none. Pass "
-                "`layers_to_transform=lemoe_hf.select_layer(model, tokenizer, edits).layer`, or leave it out for the one at "
+                "`layers_to_transform='auto'` cannot be resolved here: a layer is chosen for edits, and a config knows none. "
+                "Pass `layers_to_transform=select_layer(model, tokenizer, edits).layer`, or leave it out for the one at "
                 "`depth`."
             )
         if isinstance(self.target_modules, list):
