@@ -2,9 +2,9 @@
 
     python benchmarks/superposition.py --model FOLDER --data counterfact_3000.jsonl --texts TEXT_FILE
 
-`profile` has the figures of `layer_profile` on the first edits of the data. `prediction`: some edits are made at one layer, each
-alone on the base model, and the divergence of the next token behind every other fact's prompt is compared, by rank, with |p|
-times the norm of what the edit's value changes by, with |p| alone, and with what `predict_interference` says. Without
+`profile` has the figures of `layer_profile` on the first edits of the data. `prediction`: some edits are made at one layer,
+each alone on the base model, and the divergence of the next token behind every other fact's prompt is compared, by rank, with
+|p| times the norm of what the edit's value changes by, with |p| alone, and with what `predict_interference` says. Without
 `--texts`, statistics are of the model's own samples.
 """
 

@@ -3,9 +3,9 @@
     python benchmarks/wilke.py --model FOLDER --data counterfact_3000.jsonl --facts 8 --layers 0 3 6 9 12
 
 `scores`: for prompts that begin with a one-word subject and for others, the relative change of the weights at each layer with
-one key throughout, and by how much it is larger under the asymmetric key of ROME, for the same value; `failed` counts layers in
-which the edit does not succeed. `protocol`: WilKE's (`lemoe_hf.evaluation.roll_back`) on facts of the data that the model knows,
-with each fact edited at a fixed layer, and at the layer with the smallest change.
+one key throughout, and by how much it is larger under ROME's asymmetric key, for the same value; `failed` counts layers in
+which the edit does not succeed. `protocol`: WilKE's (`lemoe_hf.evaluation.roll_back`) on facts of the data that the model
+knows, with each fact edited at a fixed layer, and at the layer with the smallest change.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ from .evaluator import Evaluator
 from .forced import teacher_forced
 from .general_ability import general_ability
 from .report import versions
-from .roll_back import RollBackEditor, known_facts, roll_back
 from .same_subject import SameSubject
+from .wilke import RollBackEditor, known_facts, roll_back
 
 
 __all__ = [
