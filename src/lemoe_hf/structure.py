@@ -154,7 +154,7 @@ def _ffn_output(model: nn.Module, layer: nn.Module, index: int) -> str:
     return f"{name}.{found[-1]}" if name else found[-1]
 
 
-def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
+def linear_sizes(module: Any) -> tuple[int, int] | None:
     """Inputs and outputs of a linear map, `nn.Linear`, GPT-2's `Conv1D` or an adapter's layer around one; else `None`."""
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.edit import Edit
 from ..moments import keys_of
@@ -75,7 +75,7 @@ class Interference:
 
 
 def predict_interference(
-    model: nn.Module,
+    model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     edits: Sequence[Edit],
     protected: Sequence[Edit | tuple[str, str]],
@@ -89,7 +89,8 @@ def predict_interference(
     Tell which protected facts would be hurt by which edits.
 
     Args:
-        model (`nn.Module`): A dense causal language model, or a [`~peft.PeftModel`], whose base model is looked at.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A dense causal language model, or one with adapters, whose base model is looked at.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         edits (`Sequence` of [`Edit`]): Each with its subject.
         protected (`Sequence` of [`Edit`] or of `(prompt, subject)`): Facts that are to stay.
@@ -128,7 +129,7 @@ def predict_interference(
 
 
 def written(
-    model: nn.Module,
+    model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     edits: Sequence[Edit],
     layer: int,

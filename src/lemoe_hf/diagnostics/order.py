@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.edit import Edit
 from ..rank_one import RankOneArguments, Update
@@ -62,7 +62,7 @@ def by_descending_norm(norms: torch.Tensor) -> list[int]:
 
 
 def plan_by_cost(
-    model: nn.Module,
+    model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     edits: Sequence[Edit],
     layer: int,

@@ -6,7 +6,7 @@ Axes: `n` facts, `m` width of a key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.edit import Edit
 from ..moments import RIDGE, Whitening, keys_of, second_moments
@@ -148,17 +147,18 @@ class SuperpositionReport:
 
 
 @contextmanager
-def bare(model: nn.Module):
+def bare(model: PeftModel | PreTrainedModel) -> Iterator[PreTrainedModel]:
     """The base model of a [`~peft.PeftModel`], its adapters switched off; any other as it is."""
     if isinstance(model, PeftModel):
         with model.disable_adapter():
-            yield model.get_base_model()
+            base: Any = model.get_base_model()
+            yield base
     else:
         yield model
 
 
 def superposition_report(
-    model: nn.Module,
+    model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     edits: Sequence[Edit],
     layer: int | None = None,
@@ -171,7 +171,8 @@ def superposition_report(
     Tell which facts are bound together in a layer, before any of them is edited.
 
     Args:
-        model (`nn.Module`): A dense causal language model, or a [`~peft.PeftModel`], whose base model is looked at.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A dense causal language model, or one with adapters, whose base model is looked at.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         edits (`Sequence` of [`Edit`]): At least two, each with its subject; 128 are enough for the kurtosis to settle.
         layer (`int`, *optional*):
@@ -192,7 +193,7 @@ def superposition_report(
 
 
 def layer_profile(
-    model: nn.Module,
+    model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     edits: Sequence[Edit],
     layers: Sequence[int] | None = None,
@@ -217,7 +218,7 @@ def layer_profile(
 
 
 def _matrices(
-    root: nn.Module,
+    root: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     edits: Sequence[Edit],
     layers: list[int],

@@ -16,8 +16,7 @@ import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation import evaluating, pad_right
 from ..structure import find_ffn_outputs, fingerprint, text_config
@@ -36,7 +35,7 @@ class _Enough(Exception):
 
 
 def second_moments(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     layers: list[int],
     data: Iterable[str | Mapping[str, Any]] | None = None,
@@ -51,7 +50,7 @@ def second_moments(
     and a sample of the weights of the model, the layer, and the tokens.
 
     Args:
-        model (`nn.Module`): A causal language model, before it is edited.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, before it is edited.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         layers (`list[int]`): Which layers.
         data (`Iterable`, *optional*):
@@ -87,7 +86,7 @@ def second_moments(
     return found
 
 
-def _own_texts(model: nn.Module, num_tokens: int, seed: int, path: Path) -> list[list[int]]:
+def _own_texts(model: PreTrainedModel, num_tokens: int, seed: int, path: Path) -> list[list[int]]:
     """A model's samples, drawn once for all its layers."""
     found = _read(path)
     if found is None:
@@ -96,7 +95,7 @@ def _own_texts(model: nn.Module, num_tokens: int, seed: int, path: Path) -> list
     return found.tolist()
 
 
-def _collected(model: nn.Module, names: list[str], texts: list[list[int]]) -> list[torch.Tensor]:
+def _collected(model: PreTrainedModel, names: list[str], texts: list[list[int]]) -> list[torch.Tensor]:
     """The moments themselves; products in single precision, sums in double."""
     sums: list[torch.Tensor] = []
     for rows, states in inputs_of(model, names, texts):
@@ -115,7 +114,7 @@ def _collected(model: nn.Module, names: list[str], texts: list[list[int]]) -> li
 
 @torch.no_grad()
 def inputs_of(
-    model: nn.Module, names: Sequence[str], texts: Sequence[list[int]]
+    model: PreTrainedModel, names: Sequence[str], texts: Sequence[list[int]]
 ) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
     """
     Run a model on texts as far as the last of some modules.
@@ -128,14 +127,14 @@ def inputs_of(
         For some texts at a time, the shortest first: which they are, and what entered each module, of shape `(b, t, m)`; the
         texts are padded on the right.
     """
-    device = model.get_input_embeddings().weight.device
+    device: Any = model.get_input_embeddings().weight.device
     modules = [model.get_submodule(name) for name in names]
     for rows in _batches(texts):
         ids, mask = pad_right([texts[row] for row in rows], 0, device)
         found: dict[int, torch.Tensor] = {}
         last = len(modules)
 
-        def keep(index: int, args: tuple, found=found, last=last) -> None:
+        def keep(index: int, args: Any, found: Any = found, last: int = last) -> None:
             found[index] = args[0].reshape(*ids.shape, -1)  # noqa: B023 OPT flattens texts
             if len(found) == last:
                 raise _Enough
@@ -151,7 +150,8 @@ def inputs_of(
 
 
 def _batches(texts: Sequence[list[int]]) -> Iterator[list[int]]:
-    order, batch = sorted(range(len(texts)), key=lambda i: len(texts[i])), []
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    batch: list[int] = []
     for row in order:
         if batch and (len(batch) + 1) * len(texts[row]) > TOKENS_AT_ONCE:
             yield batch
@@ -190,7 +190,7 @@ def texts_of(
 
 
 @torch.no_grad()
-def samples_of(model: nn.Module, num_tokens: int, seed: int = 0, length: int = SAMPLE_LENGTH) -> list[list[int]]:
+def samples_of(model: PreTrainedModel, num_tokens: int, seed: int = 0, length: int = SAMPLE_LENGTH) -> list[list[int]]:
     """
     Texts that a model makes up, `length` tokens each, without the token from which they start.
 
@@ -202,13 +202,15 @@ def samples_of(model: nn.Module, num_tokens: int, seed: int = 0, length: int = S
     start = config.bos_token_id if config.bos_token_id is not None else ends[0] if isinstance(ends, list) else ends
     if start is None:
         raise ValueError(f"{type(model).__name__} has no token to begin a text with. Pass texts as `data`.")
-    device, num = model.get_input_embeddings().weight.device, -(-num_tokens // length)
+    device: Any = model.get_input_embeddings().weight.device
+    generate: Any = model.generate
+    num = -(-num_tokens // length)
     rows: list[list[int]] = []
     with evaluating(model), torch.random.fork_rng():
         torch.manual_seed(seed)
         for first in range(0, num, SAMPLES_AT_ONCE):
             ids = torch.full((min(SAMPLES_AT_ONCE, num - first), 1), start, device=device)
-            output = model.generate(
+            output = generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=True,
@@ -221,7 +223,7 @@ def samples_of(model: nn.Module, num_tokens: int, seed: int = 0, length: int = S
     return rows
 
 
-def digest_of_weights(model: nn.Module) -> str:
+def digest_of_weights(model: PreTrainedModel) -> str:
     """Of a sample of every parameter: models of one shape differ in it, and so does a model before and after an edit."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():

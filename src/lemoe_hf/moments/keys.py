@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.edit import Edit
 from ..structure import find_ffn_outputs
@@ -55,13 +54,14 @@ def subject_row(tokenizer: PreTrainedTokenizerBase, text: str, start: int, end: 
 
 
 def keys_of(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, edits: Sequence[Edit], layers: list[int]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, edits: Sequence[Edit], layers: list[int]
 ) -> dict[int, torch.Tensor]:
     """
     Keys of edits behind their bare prompts, in one pass for all layers.
 
     Args:
-        model (`nn.Module`): A causal language model. Adapters on it are part of it, and so change keys above them.
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model. Adapters on it are part of it, and change the keys above them.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         edits (`Sequence` of [`Edit`]): Each with its subject; their targets play no part.
         layers (`list[int]`): Whose FFNs to look at.

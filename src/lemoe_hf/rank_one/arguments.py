@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..moments import RIDGE
 from ..moments.collect import NUM_TOKENS
@@ -80,7 +80,7 @@ class RankOneArguments:
 
     @classmethod
     def paper(
-        cls, method: Literal["wilke", "rome"] = "wilke", layer: int | None = None, **overrides
+        cls, method: Literal["wilke", "rome"] = "wilke", layer: int | None = None, **overrides: Any
     ) -> RankOneArguments:
         """
         The published settings, and nothing of ours: WilKE's (2402.10987), or ROME's at a fixed layer (17 of 48 for GPT2-XL, 5

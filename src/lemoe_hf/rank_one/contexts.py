@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.edit import Edit
 from ..editing.tokens import continuation
@@ -30,7 +29,7 @@ class EditTexts:
 
 
 def own_contexts(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, contexts: tuple[tuple[int, int], ...], seed: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, contexts: tuple[tuple[int, int], ...], seed: int
 ) -> list[str]:
     """Beginnings of texts that a model makes up, of some lengths and numbers."""
     rows = [
@@ -38,7 +37,7 @@ def own_contexts(
         for i, (length, number) in enumerate(contexts)
         for row in (samples_of(model, length * number, seed + i, length) if number else [])
     ]
-    return [" ".join(tokenizer.decode(row, skip_special_tokens=True).split()) for row in rows]
+    return [" ".join(str(tokenizer.decode(row, skip_special_tokens=True)).split()) for row in rows]
 
 
 def texts_for(tokenizer: PreTrainedTokenizerBase, edit: Edit, contexts: list[str]) -> EditTexts:

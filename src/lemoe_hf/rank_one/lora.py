@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .update import Update
 
 
-def lora_config(root: nn.Module, updates: Sequence[Update]) -> LoraConfig:
+def lora_config(root: PreTrainedModel, updates: Sequence[Update]) -> LoraConfig:
     """A config in which the rank of each matrix is the number of its edits, and nothing is scaled."""
     ranks: dict[str, int] = {}
     for update in updates:
         ranks[update.name] = ranks.get(update.name, 0) + 1
     # PEFT reads the keys as regular expressions, and joins them to whatever stands before a name.
     pattern = {re.escape(name): rank for name, rank in ranks.items()}
-    matrix = root.get_submodule(next(iter(ranks)))
+    matrix: Any = root.get_submodule(next(iter(ranks)))
     matrix = matrix.get_base_layer() if hasattr(matrix, "get_base_layer") else matrix
     most = max(ranks.values())
     return LoraConfig(
@@ -37,12 +38,12 @@ def lora_config(root: nn.Module, updates: Sequence[Update]) -> LoraConfig:
 
 
 @torch.no_grad()
-def attach(root: nn.Module, model: PeftModel | None, updates: Sequence[Update], adapter_name: str) -> PeftModel:
+def attach(root: PreTrainedModel, model: PeftModel | None, updates: Sequence[Update], adapter_name: str) -> PeftModel:
     """
     Put edits on a model as its adapter, in the place of those that it had.
 
     Args:
-        root (`nn.Module`): The model itself.
+        root ([`~transformers.PreTrainedModel`]): The model itself.
         model ([`~peft.PeftModel`], *optional*): Around it, if it has edits already.
         updates (`Sequence` of [`Update`]): All edits, at least one.
         adapter_name (`str`): Its name.
@@ -54,8 +55,8 @@ def attach(root: nn.Module, model: PeftModel | None, updates: Sequence[Update], 
         model.delete_adapter(adapter_name)
         model.add_adapter(adapter_name, config)
         model.set_adapter(adapter_name)
-    for name in config.target_modules:
-        layer = root.get_submodule(name)
+    for name in {update.name for update in updates}:
+        layer: Any = root.get_submodule(name)
         here = [update for update in updates if update.name == name]
         layer.lora_A[adapter_name].weight.copy_(torch.stack([update.left for update in here]))
         layer.lora_B[adapter_name].weight.copy_(torch.stack([update.right for update in here], 1))

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -51,7 +50,7 @@ def load_edits(folder: Path) -> tuple[Made, RankOneArguments, int]:
             raise ValueError(f"{path} is of version {told['version']}; this lemoe_hf reads version {VERSION}.")
         made = []
         for i, row in enumerate(told["edits"]):
-            vectors: dict[str, torch.Tensor] = {name: tensors[f"{i}.{name}"] for name in VECTORS}
+            vectors: dict[str, Any] = {name: tensors[f"{i}.{name}"] for name in VECTORS}
             made.append((row["id"], Edit(**row["edit"]), Update(**row["update"], **vectors)))
         return made, RankOneArguments(**told["arguments"]), told["next"]
     except (KeyError, TypeError, json.JSONDecodeError, SafetensorError, OSError) as error:

@@ -9,8 +9,7 @@ from statistics import median
 from typing import Any
 
 from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.edit import Edit
 from ..editing.training import EditingError
@@ -26,7 +25,7 @@ class Layers:
     A model's candidate layers with what is computed once for all edits: contexts, statistics, and the names of matrices.
 
     Args:
-        root (`nn.Module`): The model, before it is edited.
+        root ([`~transformers.PreTrainedModel`]): The model, before it is edited.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         arguments ([`RankOneArguments`]): How edits are made.
         data (`Iterable`, *optional*): Texts to take statistics of, as of [`second_moments`].
@@ -38,7 +37,7 @@ class Layers:
 
     def __init__(
         self,
-        root: nn.Module,
+        root: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         arguments: RankOneArguments,
         data: Iterable[Any] | None = None,
@@ -141,7 +140,7 @@ class LayerSelection:
 
 
 def select_layer(
-    model: nn.Module,
+    model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     edits: Sequence[Edit] | Edit,
     layers: Sequence[int] | None = None,
@@ -158,7 +157,7 @@ def select_layer(
     The model is left as it was, bit for bit, and so are its adapters, which are switched off meanwhile.
 
     Args:
-        model (`nn.Module`): A causal language model, or a [`~peft.PeftModel`] of one.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, or a [`~peft.PeftModel`] of one.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         edits ([`Edit`] or `Sequence` of [`Edit`]): Each with its subject.
         layers (`Sequence[int]`, *optional*): Candidates, by default those below `arguments.scanning_ceiling`.
@@ -177,7 +176,8 @@ def select_layer(
     """
     if isinstance(model, PeftModel):
         with model.disable_adapter():
-            return select_layer(model.get_base_model(), tokenizer, edits, layers, arguments, data)
+            base: Any = model.get_base_model()
+            return select_layer(base, tokenizer, edits, layers, arguments, data)
     edits = [edits] if isinstance(edits, Edit) else list(edits)
     if not edits:
         raise ValueError("There are no edits to choose a layer for: the list is empty.")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..editing.hooks import replaced_forward, seeing_only
 from ..generation import evaluating, pad_right
@@ -28,7 +30,7 @@ class Tail:
     states, the whole model runs.
 
     Args:
-        root (`nn.Module`): The model.
+        root ([`~transformers.PreTrainedModel`]): The model.
         name (`str`): Of the matrix that is edited, in the layer `layer`.
         layer (`int`): Its index.
         texts ([`EditTexts`]): To be run.
@@ -40,11 +42,11 @@ class Tail:
         base (`torch.Tensor` of shape `(n, v)`): Logits without a change.
     """
 
-    def __init__(self, root: nn.Module, name: str, layer: int, texts: EditTexts):
+    def __init__(self, root: PreTrainedModel, name: str, layer: int, texts: EditTexts):
         self.root, self.matrix = root, root.get_submodule(name)
         _, stack = find_stack(root)
         self.below = list(stack[:layer])
-        device = root.get_input_embeddings().weight.device
+        device: Any = root.get_input_embeddings().weight.device
         rows = [prompt.ids + target[:-1] for prompt, target in zip(texts.prompts, texts.targets, strict=True)]
         rows.append(texts.essence.ids)
         self.ids, self.mask = pad_right(rows, 0, device)
@@ -55,15 +57,15 @@ class Tail:
         self.is_asked[-1, len(texts.essence.ids) - 1] = True
         self.row = self.is_asked[:-1].nonzero()[:, 0]
         self.target = torch.tensor([token for target in texts.targets for token in target], device=device)
-        self._known: list[object] = []
+        self._known: list[Any] = []
         self._run_below()
 
     @torch.no_grad()
     def _run_below(self) -> None:
         """One whole pass, and the same from what it leaves below the layer."""
-        seen: dict[str, object] = {}
+        seen: dict[str, Any] = {}
 
-        def keep_value(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        def keep_value(module: nn.Module, args: Any, output: torch.Tensor) -> None:
             seen["value"] = output.reshape(*self.ids.shape, -1)[0, self.subject[0]].float()
 
         with ExitStack() as hooks:
@@ -72,7 +74,7 @@ class Tail:
                 keep = self.below[-1].register_forward_hook(lambda module, args, output: seen.update(below=output))
                 hooks.callback(keep.remove)
             self.base = self.logits()
-        self.value = seen["value"]
+        self.value: torch.Tensor = seen["value"]
         if self.below:
             self._known = [seen["below"]]
             try:

@@ -9,9 +9,11 @@ Axes: `m` inputs, `d` outputs of the matrix.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..moments import Whitening, inputs_of
 from .arguments import RankOneArguments
@@ -53,7 +55,7 @@ class Update:
 
 @torch.no_grad()
 def solve(
-    root: nn.Module,
+    root: PreTrainedModel,
     layer: int,
     name: str,
     texts: EditTexts,
@@ -98,7 +100,7 @@ def through(matrix: nn.Module, key: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def weight_of(matrix: nn.Module) -> torch.Tensor:
+def weight_of(matrix: Any) -> torch.Tensor:
     """
     The weight of a linear map of shape `(d, m)`, with what LoRA adapters that are active add to it.
 
@@ -106,7 +108,7 @@ def weight_of(matrix: nn.Module) -> torch.Tensor:
         ValueError: If it is quantised.
     """
     base = matrix.get_base_layer() if hasattr(matrix, "get_base_layer") else matrix
-    weight = base.weight
+    weight: torch.Tensor = base.weight
     if not weight.is_floating_point():
         raise ValueError(
             f"Rank-one edits read the weight of {type(base).__name__}, which is quantised ({weight.dtype}). Load the model in "
