@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from lemoe_hf import Edit, RankOneEditor
+from lemoe_hf import Edit, EditingError, RankOneEditor
 from lemoe_hf.evaluation import known_facts, roll_back, wilke
 from lemoe_hf.evaluation.wilke import harmonic_mean
 from rank_one.wrote import EDITS, arguments, steep
@@ -57,6 +57,21 @@ def test_scores_are_counted_as_published(notebook):
     assert rows[1] == {"n": 2, "es": 1, "gs": 0, "ls": 0.75, "ers": 1, "ors": 0.5, "s": rows[1]["s"]}
     # Each roll-back goes to the layer of its edit, and there is no edit more.
     assert notebook.calls == [("a", "new", None), ("a", "old", 1), ("b", "new", None), ("b", "old", 3)]
+
+
+def test_a_refused_edit_counts_as_it_is_left(notebook, monkeypatch):
+    own = notebook.edit
+
+    def edit(edit: Edit, layer: int | None = None):
+        if (edit.prompt, edit.target_new) in (("a", "new"), ("b", "old")):
+            raise EditingError("refused", [])
+        return own(edit, layer)
+
+    monkeypatch.setattr(notebook, "edit", edit)
+    first, last = roll_back(notebook, FACTS, OTHERS, at=(1,))
+    assert (first["es"], first["ers"]) == (0, 1)
+    assert (last["es"], last["ers"]) == (0.5, 0.5)
+    assert notebook.calls == [("b", "new", None)]
 
 
 def test_facts_that_are_known_are_told(notebook):

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from lemoe_hf import Edit, EditEvaluator, RankOneArguments, RankOneEditor
+from lemoe_hf import Edit, EditEvaluator, EditingError, RankOneArguments, RankOneEditor
 from lemoe_hf.moments import Whitening, keys_of, second_moments
 from lemoe_hf.rank_one.update import through, weight_of
 from rank_one.wrote import EDITS, arguments, editor_of, steep, weights
@@ -242,6 +242,16 @@ def test_what_cannot_be_edited_is_refused(tokenizer):
         RankOneEditor(get_peft_model(steep(), LoraConfig(task_type="CAUSAL_LM")), tokenizer)
     with pytest.raises(ValueError, match=r"this one has rank \d+ of 48"):
         RankOneEditor(steep(), tokenizer, arguments(ridge=0.0), data=SENTENCES[:2]).edit(EDITS[0])
+
+
+def test_an_edit_that_fails_is_refused_and_those_before_it_stay(tokenizer):
+    editor = editor_of("llama", tokenizer, gate=True, max_steps=30)
+    hopeless = Edit("This is Port Ellen", "Norland burned in the bridge", subject="Port Ellen")
+    with pytest.raises(EditingError, match=r"succeeds in none of the layers \[1\]"):
+        editor.edit([EDITS[0], hopeless])
+    assert [edit["prompt"] for edit in editor.edits()] == [EDITS[0].prompt]
+    editor = editor_of("llama", tokenizer)
+    assert not editor.edit(hopeless)[0].success
 
 
 def test_the_published_settings_are_strict():

@@ -54,7 +54,7 @@ def test_it_chooses_the_smallest_change_that_succeeds(tokenizer, monkeypatch):
         return select.Update(layer, name, *[torch.ones(1)] * 4, 1.0, change, 1.0, success, 3)
 
     monkeypatch.setattr(select, "solve", solved)
-    settings = arguments(layer="auto", scanning_ceiling=0.75)
+    settings = arguments(layer="auto", scanning_ceiling=0.75, gate=True)
     found = select_layer(steep(), tokenizer, EDITS[:2], arguments=settings, data=SENTENCES)
     assert found.layers == [1, 0]
     assert found.layer == 0  # of the two in which both succeed, medians of 0.3 and 0.35
@@ -69,7 +69,7 @@ def test_it_chooses_the_smallest_change_that_succeeds(tokenizer, monkeypatch):
 
 
 def test_an_editor_edits_where_it_is_chosen(tokenizer):
-    settings = arguments(layer="auto", scanning_ceiling=0.75)
+    settings = arguments(layer="auto", scanning_ceiling=0.75, gate=True)
     editor = RankOneEditor(steep(), tokenizer, settings, SENTENCES)
     assert editor.layers.candidates == [0, 1, 2]
     (made,) = editor.edit(EDITS[1])

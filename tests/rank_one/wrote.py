@@ -20,7 +20,7 @@ EDITS = [
 
 
 def arguments(**settings) -> RankOneArguments:
-    quick = {"layer": 1, "clamp": 50.0, "max_steps": 30, "contexts": ((4, 2),), "ridge": 1e-2}
+    quick = {"layer": 1, "clamp": 50.0, "max_steps": 30, "contexts": ((4, 2),), "ridge": 1e-2, "gate": False}
     return RankOneArguments(**(quick | settings))
 
 

@@ -7,6 +7,7 @@ An ideal editor ends where it began: each fact is edited to a new target and the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..data.edit import Edit
+from ..editing.training import EditingError
 from .forced import teacher_forced
 from .metrics import mean
 
@@ -57,6 +59,8 @@ def roll_back(
 
     A fact is told as such if every token of its answer is the likeliest one. At `n` facts:
 
+    An edit, or a roll-back, that the editor refuses (`EditingError`) is not made, and counts for what that leaves.
+
     | measure | what it is the share of |
     |---|---|
     | `es` | edits that are answered right after they were made, of steps 1 to n |
@@ -89,9 +93,13 @@ def roll_back(
     scores: list[dict[str, list[bool]]] = []
     rows = []
     for n, edit in enumerate(edits, 1):
-        (made,) = editor.edit(edit)
+        with suppress(EditingError):  # what an editor refuses is measured as it is left
+            made = None
+            (made,) = editor.edit(edit)
         scores.append(dict(after_edit(editor, edit, batch_size)))
-        editor.edit(replace(edit, target_new=str(edit.ground_truth)), layer=made.layer)
+        if made is not None:
+            with suppress(EditingError):
+                editor.edit(replace(edit, target_new=str(edit.ground_truth)), layer=made.layer)
         if n in at or n == len(edits):
             measures = {
                 name: mean(shares)

@@ -22,8 +22,9 @@ class RankOneArguments:
             With `"auto"`: layers from 0 up to this share of all are candidates. Published: 24 of 48 for GPT2-XL, 7 of 28 for
             GPT-J.
         gate (`bool`, *optional*, defaults to `True`):
-            With `"auto"`: choose among layers in which the edit succeeds, that is, the prompt with the edit has the target for
-            its greedy answer. A layer in which it fails has a small change for want of one. The paper has no such gate.
+            Make only edits that succeed, that is, after which the target is the greedy answer to the prompt, and choose among
+            layers in which they do: one in which they fail has a small change for want of one. An edit that fails in all of
+            them is refused. The papers have no such gate.
 
     > What is written
 

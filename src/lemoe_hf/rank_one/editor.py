@@ -94,7 +94,7 @@ class RankOneEditor:
 
         Raises:
             ValueError: If there are no edits, one does not tell its subject, or the layer is not there.
-            EditingError: If an edit succeeds in no candidate layer. Those before it stay.
+            EditingError: If an edit succeeds in no candidate layer, unless `arguments.gate` is off. Those before it stay.
         """
         edits = [edits] if isinstance(edits, Edit) else list(edits)
         if not edits:
@@ -106,7 +106,7 @@ class RankOneEditor:
         made = []
         for edit in edits:
             found = self.layers.updates(edit, candidates)
-            update = found[0] if len(found) == 1 else self.layers.choose(edit, found)
+            update = self.layers.choose(edit, found)
             self._set([*self._made, (self._next, edit, update)])
             self._next += 1
             made.append(update)

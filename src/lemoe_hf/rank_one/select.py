@@ -106,8 +106,8 @@ class Layers:
             best = min(updates, key=lambda update: update.nll)
             raise EditingError(
                 f"{edit.prompt!r} -> {edit.target_new!r} succeeds in none of the layers {[u.layer for u in updates]}; nearest "
-                f"comes layer {best.layer}, with {best.nll:.2f} nats a token. Raise `max_steps` or `scanning_ceiling`, or "
-                f"edit with LEMoE.",
+                f"comes layer {best.layer}, with {best.nll:.2f} nats a token. Try others (`layer`, `scanning_ceiling`), more "
+                f"`max_steps`, a prompt that does not begin with its subject, or LEMoE.",
                 [],
             )
         return min(successful, key=lambda update: update.change)
