@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument(
         "--layer", type=int, default=None, help="of the prediction, by default at a quarter of the depth"
     )
-    parser.add_argument("--edits", type=int, default=24, help="edits of the prediction")
+    parser.add_argument("--edits", type=int, default=24, help="edits of the prediction, 0 for none")
     parser.add_argument("--name", default="superposition", help="of the result")
     args = parser.parse_args()
 
@@ -56,7 +56,8 @@ def main() -> None:
         "report": report.to_dict(),
         "profile": profile,
     }
-    result["prediction"] = prediction(model, tokenizer, facts[: args.edits], report.layer, texts)
+    if args.edits:
+        result["prediction"] = prediction(model, tokenizer, facts[: args.edits], report.layer, texts)
     write(result | {"versions": versions()}, RESULTS / f"{args.name}.json")
 
 

@@ -126,6 +126,9 @@ def inputs_of(
     Yields:
         For some texts at a time, the shortest first: which they are, and what entered each module, of shape `(b, t, m)`; the
         texts are padded on the right.
+
+    Raises:
+        ValueError: If a module does not run on text alone, or reads other columns than those of the text.
     """
     device: Any = model.get_input_embeddings().weight.device
     modules = [model.get_submodule(name) for name in names]
@@ -135,6 +138,10 @@ def inputs_of(
         last = len(modules)
 
         def keep(index: int, args: Any, found: Any = found, last: int = last) -> None:
+            if args[0].shape[:-1].numel() != ids.numel():  # noqa: B023
+                raise ValueError(
+                    f"{type(model).__name__} puts columns of its own before a text, which keys are not read behind."
+                )
             found[index] = args[0].reshape(*ids.shape, -1)  # noqa: B023 OPT flattens texts
             if len(found) == last:
                 raise _Enough
@@ -146,6 +153,9 @@ def inputs_of(
                 stack.callback(hook.remove)
             with suppress(_Enough):
                 model(input_ids=ids, attention_mask=mask, use_cache=False)
+        unseen = [names[i] for i in range(last) if i not in found]
+        if unseen:
+            raise ValueError(f"{unseen} of {type(model).__name__} do not run on text alone. Pass other layers.")
         yield rows, [found[i] for i in range(last)]
 
 

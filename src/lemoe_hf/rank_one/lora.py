@@ -47,6 +47,9 @@ def attach(root: PreTrainedModel, model: PeftModel | None, updates: Sequence[Upd
         model ([`~peft.PeftModel`], *optional*): Around it, if it has edits already.
         updates (`Sequence` of [`Update`]): All edits, at least one.
         adapter_name (`str`): Its name.
+
+    Raises:
+        ValueError: If PEFT does not put LoRA where the edits are.
     """
     config = lora_config(root, updates)
     if model is None:
@@ -55,7 +58,14 @@ def attach(root: PreTrainedModel, model: PeftModel | None, updates: Sequence[Upd
         model.delete_adapter(adapter_name)
         model.add_adapter(adapter_name, config)
         model.set_adapter(adapter_name)
-    for name in {update.name for update in updates}:
+    names = {update.name for update in updates}
+    if any(not hasattr(root.get_submodule(name), "lora_A") for name in names):
+        model.unload()
+        raise ValueError(
+            f"PEFT puts no LoRA on {sorted(names)} of {type(root).__name__}: of a model with layers of experts it converts "
+            f"the names of dense ones too. Edit this model with LEMoE."
+        )
+    for name in names:
         layer: Any = root.get_submodule(name)
         here = [update for update in updates if update.name == name]
         layer.lora_A[adapter_name].weight.copy_(torch.stack([update.left for update in here]))

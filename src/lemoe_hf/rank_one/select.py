@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.edit import Edit
 from ..editing.training import EditingError
 from ..moments import Whitening, check_subject, second_moments
-from ..structure import check_causal, check_layers, find_ffn_outputs, find_stack
+from ..structure import check_causal, check_layers, find_ffn_outputs, find_stack, streams_of
 from .arguments import RankOneArguments
 from .contexts import own_contexts, texts_for
 from .update import Update, solve
@@ -44,6 +44,10 @@ class Layers:
         layers: Sequence[int] | None = None,
     ):
         check_causal(root)
+        if streams_of(root) > 1:
+            raise ValueError(
+                f"{type(root).__name__} runs what it predicts beside what it reads. Edit this model with LEMoE."
+            )
         if data is None and arguments.num_tokens > 1_000_000:
             raise ValueError(
                 f"Statistics of {arguments.num_tokens:,} tokens need texts: pass them as `data`, such as Wikipedia's, or "
