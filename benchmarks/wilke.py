@@ -54,9 +54,7 @@ def scores(model, tokenizer, edits: list[Edit], layers: list[int], arguments: Ra
                 "failed": sum(not update.success for update in updates),
                 "layer_unified": layers[min(range(len(layers)), key=lambda i: change[i])],
                 "layer_rome": layers[min(range(len(layers)), key=lambda i: change[i] * ratio[i])],
-                "layer_gated": min(
-                    (u for u in updates if u.success), key=lambda u: u.change, default=updates[0]
-                ).layer,
+                "layer_gated": min(((u.change, u.layer) for u in updates if u.success), default=(0.0, None))[1],
             }
         )
         print(rows[-1], flush=True)

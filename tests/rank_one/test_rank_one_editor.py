@@ -225,6 +225,16 @@ def test_statistics_of_a_layer_that_is_named_later_are_those_of_the_base_model(t
     torch.testing.assert_close(logits(late.model, PROMPTS), logits(early.model, PROMPTS))
 
 
+def test_a_model_in_half_precision_is_edited(tokenizer, tmp_path):
+    editor = RankOneEditor(steep().bfloat16(), tokenizer, arguments(), data=SENTENCES)
+    (update,) = editor.edit(EDITS[0])
+    assert update.success
+    assert editor.answers([EDITS[0].prompt], 1) == [" is"]
+    editor.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(steep().bfloat16(), tmp_path)
+    assert torch.equal(logits(loaded, PROMPTS), logits(editor.model, PROMPTS))
+
+
 def test_what_cannot_be_edited_is_refused(tokenizer):
     editor = editor_of("llama", tokenizer)
     with pytest.raises(ValueError, match="does not tell its own"):

@@ -234,9 +234,12 @@ def samples_of(model: PreTrainedModel, num_tokens: int, seed: int = 0, length: i
 
 
 def digest_of_weights(model: PreTrainedModel) -> str:
-    """Of a sample of every parameter: models of one shape differ in it, and so does a model before and after an edit."""
+    """Of a sample of every parameter of the base model: models of one shape differ in it, and so do merged adapters."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
+        if "lora_" in name or "lemoe_" in name:
+            continue
+        name = name.replace(".base_layer", "")
         sample = weight.detach().flatten()[:: weight.numel() // WEIGHTS_LOOKED_AT + 1]
         digest.update(name.encode() + sample.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

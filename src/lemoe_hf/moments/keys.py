@@ -80,5 +80,5 @@ def keys_of(
     for indices, states in inputs_of(model, [names[layer] for layer in layers], [row.ids for row in rows]):
         for layer, inputs in zip(layers, states, strict=True):
             for i, index in enumerate(indices):
-                found[layer][index] = inputs[i, rows[index].column].float()
+                found[layer][index] = inputs[i, rows[index].column].float().cpu()
     return {layer: torch.stack(keys) for layer, keys in found.items()}

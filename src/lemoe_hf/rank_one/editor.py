@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,14 +205,8 @@ class RankOneEditor:
         """Statistics and contexts are those of the base model, whatever has been edited."""
         if self.layers.is_prepared(layers):
             return
-        if self._peft is None:
+        with self._peft.disable_adapter() if self._peft is not None else nullcontext():
             self.layers.prepare(layers)
-            return
-        self._peft.unload()
-        try:
-            self.layers.prepare(layers)
-        finally:
-            self._peft = attach(self.root, None, [update for _, _, update in self._made], self.adapter_name)
 
     def _weight_before(self, name: str, made: list[tuple[int, Edit, Update]]) -> torch.Tensor:
         """The weight of a matrix of shape `(d, m)` with some edits, in double precision."""
