@@ -1,6 +1,9 @@
 """Rank-one edits: which layer WilKE's score chooses, and what is left of a model after edits and their roll-backs.
 
-    python benchmarks/wilke.py --model FOLDER --data counterfact_3000.jsonl --facts 8 --layers 0 3 6 9 12
+    python benchmarks/wilke.py --model FOLDER --layers 0 4 8 12
+    python benchmarks/wilke.py --model FOLDER --layers 0 4 8 12 --data counterfact_3000.jsonl --facts 8
+
+The first makes `wilke_scores.json`, the second `wilke_protocol.json`.
 
 `scores`: for prompts that begin with a one-word subject and for others, the relative change of the weights at each layer with
 one key throughout, and by how much it is larger under ROME's asymmetric key, for the same value; `failed` counts layers in
@@ -64,23 +67,28 @@ def scores(model, tokenizer, edits: list[Edit], layers: list[int], arguments: Ra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of the base model")
-    parser.add_argument("--data", required=True, help="edits with subject and ground truth")
+    parser.add_argument("--data", default=None, help="edits with subject and ground truth")
+    parser.add_argument("--records", type=int, default=None, help="of the data, to look for known facts in")
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 3, 6, 9, 12], help="candidates")
     parser.add_argument("--rome-layer", type=int, default=6, help="the fixed layer")
     parser.add_argument("--facts", type=int, default=8, help="facts that are edited and rolled back")
     parser.add_argument("--untouched", type=int, default=32, help="facts that are not edited")
-    parser.add_argument("--name", default="wilke", help="of the result")
+    parser.add_argument("--name", default=None, help="of the result")
     args = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     arguments = RankOneArguments()
-    result = {"command": command(), "arguments": vars(arguments), "scores": {}}
-    for name, edits in (("subject_first", FIRST), ("subject_within", MIDDLE)):
-        result["scores"][name] = scores(model, tokenizer, edits, args.layers, arguments)
-    write(result | {"versions": versions()}, RESULTS / f"{args.name}.json")
+    result = {"command": command(), "arguments": vars(arguments)}
+    if args.data is None:
+        result["scores"] = {
+            name: scores(model, tokenizer, edits, args.layers, arguments)
+            for name, edits in (("subject_first", FIRST), ("subject_within", MIDDLE))
+        }
+        write(result | {"versions": versions()}, RESULTS / f"{args.name or 'wilke_scores'}.json")
+        return
 
-    known = known_facts(model, tokenizer, read_edits(args.data), 32)
+    known = known_facts(model, tokenizer, read_edits(args.data)[: args.records], 32)
     drawn = random.Random(0).sample(known, min(len(known), args.facts + args.untouched))
     facts, untouched = drawn[: args.facts], drawn[args.facts :]
     result |= {"num_known": len(known), "num_untouched": len(untouched), "protocol": {}}
@@ -101,7 +109,7 @@ def main() -> None:
             "layers": [made["layer"] for made in editor.edits()],
             "seconds_per_fact": (time.process_time() - began) / len(facts),
         }
-        write(result | {"versions": versions()}, RESULTS / f"{args.name}.json")
+        write(result | {"versions": versions()}, RESULTS / f"{args.name or 'wilke_protocol'}.json")
 
 
 if __name__ == "__main__":
