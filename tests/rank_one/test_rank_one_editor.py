@@ -217,7 +217,8 @@ def test_editing_goes_on_where_it_was_saved(tokenizer, tmp_path):
 
 
 def test_statistics_of_a_layer_that_is_named_later_are_those_of_the_base_model(tokenizer):
-    late, early = editor_of("llama", tokenizer), editor_of("llama", tokenizer)
+    late = RankOneEditor(steep(), tokenizer, arguments(), data=iter(SENTENCES))
+    early = editor_of("llama", tokenizer)
     early.layers.prepare([1, 3])
     for editor in (late, early):
         editor.edit(EDITS[0])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -53,7 +54,9 @@ class Layers:
                 f"Statistics of {arguments.num_tokens:,} tokens need texts: pass them as `data`, such as Wikipedia's, or "
                 f"lower `num_tokens` to have the model make up its own."
             )
-        self.root, self.tokenizer, self.arguments, self.data = root, tokenizer, arguments, data
+        self.root, self.tokenizer, self.arguments = root, tokenizer, arguments
+        # A generator can be read once, and statistics of further layers may be asked for later.
+        self.data = list(islice(data, arguments.num_tokens)) if isinstance(data, Iterator) else data
         self.num = len(find_stack(root)[1])
         self._whitenings: dict[int, Whitening] = {}
         self._contexts: list[str] | None = None
