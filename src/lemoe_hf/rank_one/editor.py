@@ -196,7 +196,6 @@ class RankOneEditor:
                     f"The edits in {folder} change `{update.name}` of shape {(len(update.right), len(update.left))}; this "
                     f"model has `{name}` of shape {shape}. Load the base model that they were made for."
                 )
-        editor._prepare(editor.layers.candidates)
         editor._next = following
         editor._set(made)
         return editor
