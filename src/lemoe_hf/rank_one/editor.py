@@ -123,7 +123,7 @@ class RankOneEditor:
         values, and the keys of edits in layers above, were found while the edit was there, and are not sought again.
 
         Returns:
-            Identifiers of the later edits that were solved anew; none of them if the undoing was exact.
+            Identifiers of the later edits that were solved anew.
 
         Raises:
             ValueError: If there is no such edit.
