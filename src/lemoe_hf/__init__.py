@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         plan_order,
     )
     from .evaluation import EditEvaluator
+    from .rank_one import RankOneArguments, RankOneEditor, select_layer
     from .tuners.lemoe import LEMoEConfig, LEMoELayer, LEMoEModel
 
 __version__ = "0.1.0"
@@ -45,8 +46,11 @@ __all__ = [
     "LEMoEModel",
     "LifelongEditor",
     "Order",
+    "RankOneArguments",
+    "RankOneEditor",
     "plan_order",
     "read_edits",
+    "select_layer",
 ]
 
 # Where the names are from.
@@ -65,10 +69,24 @@ _MODULES = {
         "plan_order",
     ),
     "evaluation": ("EditEvaluator",),
+    "rank_one": ("RankOneArguments", "RankOneEditor", "select_layer"),
     "tuners.lemoe": ("LEMoEConfig", "LEMoELayer", "LEMoEModel"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-_SUBMODULES = ("card", "data", "editing", "evaluation", "generation", "registration", "routing", "structure", "tuners")
+_SUBMODULES = (
+    "card",
+    "data",
+    "diagnostics",
+    "editing",
+    "evaluation",
+    "generation",
+    "moments",
+    "rank_one",
+    "registration",
+    "routing",
+    "structure",
+    "tuners",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,8 @@ class EditingConfig(PeftConfig):
         exclude_modules (`list[str]` or `str`, *optional*):
             Names (or one regular expression) of modules to leave alone.
         layers_to_transform (`list[int]` or `int`, *optional*):
-            Indices of the layers to bypass. By default the one layer at `depth`.
+            Indices of the layers to bypass. By default the one layer at `depth`. `"auto"` is refused: which layer suits some
+            edits, [`select_layer`] tells, and its `layer` is what to pass.
         layers_pattern (`list[str]` or `str`, *optional*):
             Name of the stack of layers, needed only with `layers_to_transform` and `target_modules` on unusual models.
         depth (`float`, *optional*, defaults to `0.8`):
@@ -118,6 +119,12 @@ class EditingConfig(PeftConfig):
         self.peft_type = PeftType(self.method)
         if self.task_type is None and self.target_modules is None:
             self.task_type = TaskType.CAUSAL_LM
+        if self.layers_to_transform == "auto":
+            raise ValueError(
+                "`layers_to_transform='auto'` cannot be resolved here: a layer is chosen for edits, and a config knows none. "
+                "Pass `layers_to_transform=select_layer(model, tokenizer, edits).layer`, or leave it out for the one at "
+                "`depth`."
+            )
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
