@@ -4,6 +4,7 @@ from .registration import add_peft_type, register
 
 
 add_peft_type("LEMOE")
+add_peft_type("MEMOE")
 
 from .data import Edit, read_edits  # noqa: E402
 from .editing import (  # noqa: E402
@@ -20,9 +21,11 @@ from .editing import (  # noqa: E402
 from .editing.push import push_model  # noqa: E402
 from .evaluation import EditEvaluator  # noqa: E402
 from .tuners.lemoe import LEMoEConfig, LEMoELayer, LEMoEModel  # noqa: E402
+from .tuners.memoe import MEMoEConfig, MEMoELayer, MEMoEModel  # noqa: E402
 
 
 register("lemoe", LEMoEConfig, LEMoEModel, push_model)
+register("memoe", MEMoEConfig, MEMoEModel, push_model)
 
 __version__ = "0.1.0"
 
@@ -39,6 +42,9 @@ __all__ = [
     "LEMoELayer",
     "LEMoEModel",
     "LifelongEditor",
+    "MEMoEConfig",
+    "MEMoELayer",
+    "MEMoEModel",
     "Order",
     "plan_order",
     "read_edits",
