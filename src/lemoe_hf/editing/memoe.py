@@ -78,7 +78,16 @@ class MEMoEProcedure(Procedure):
     def commit(
         self, group: Group, anchors: list[Anchor], entries: list[dict], targets: list[tuple[int, tuple[int, ...]]]
     ) -> None:
+        if self.config.deferral:
+            self._forget_superseded(group)
         self.tuner.store(anchors, entries, self.adapter_name, targets)
+
+    def _forget_superseded(self, group: Group) -> None:
+        """Take earlier edits of these prompts back: the mixture has their new answers in the place of the old ones."""
+        new = {edit.prompt.strip() for edit in group.edits}
+        for entry in self.edits():
+            if "edit" in entry and entry["edit"]["prompt"].strip() in new:
+                self.tuner.remove_edit(entry["id"], self.adapter_name)
 
     def rescale(self, factor: float) -> None:
         for layer in self.layers:

@@ -77,6 +77,10 @@ class EditingLayer(KnownEdits, nn.Module, BaseTunerLayer):
         """Whether what an adapter has here is in training."""
         raise NotImplementedError
 
+    def expert_in_training(self, adapter_name: str) -> int:
+        """In which expert a training loop makes its edits."""
+        raise NotImplementedError
+
     def route(self, adapter_name: str, root: nn.Module, batch: Batch) -> Pass | Places | None:
         """
         Find out what an adapter does in a forward pass.

@@ -79,6 +79,9 @@ class MEMoELayer(EditingLayer):
     def learns(self, adapter_name: str) -> bool:
         return torch.is_grad_enabled() and self.memoe_gate[adapter_name].weight.requires_grad
 
+    def expert_in_training(self, adapter_name: str) -> int:
+        return MIXTURE
+
     def route(self, adapter_name: str, root: nn.Module, batch: Batch) -> MixturePass | Mixture | None:
         learns, embed = self.learns(adapter_name), partial(mean_embeddings, root, batch.ids.device)
         everywhere = not self.configs[adapter_name].deferral
