@@ -97,7 +97,7 @@ def open_editor(name: str, adapter: Path, method: str | None = None) -> Lifelong
         there = adapter_config(adapter)
         if method and not isinstance(there, METHODS[method]):
             raise ValueError(
-                f"{adapter} is an adapter of type {there.peft_type}, and cannot go on as {method.upper()}. Leave --method "
+                f"{adapter} is an adapter of type {there.method}, and cannot go on as {method.upper()}. Leave --method "
                 f"out, or pass another folder to --adapter."
             )
     elif adapter.exists() and any(adapter.iterdir()):

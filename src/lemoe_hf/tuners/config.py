@@ -143,10 +143,10 @@ class EditingConfig(PeftConfig):
         Raises:
             ValueError: If it is of another method.
         """
-        named = str(kwargs.get("peft_type", cls.method))
+        named = kwargs.get("peft_type", cls.method)
         if named != cls.method:
             raise ValueError(
-                f"This is the config of an adapter of type {named}, and {cls.__name__} is of {cls.method}. Load it by "
+                f"This is the config of an adapter of type {PeftType(named).value}, and {cls.__name__} is of {cls.method}. Load it by "
                 f"`PeftConfig.from_pretrained`, which finds the class."
             )
         return super().from_peft_type(**kwargs)
