@@ -27,15 +27,15 @@ from lemoe_hf import Edit, EditEvaluator, LifelongEditor, MEMoEConfig, read_edit
 from lemoe_hf.evaluation import versions
 
 
-# Whether as published, in how many batches, and what is changed.
-VARIANTS: dict[str, tuple[bool, int, dict]] = {
-    "paper, one batch": (True, 1, {}),
-    "paper, ten batches": (True, 10, {}),
-    "paper without the anchor, one batch": (True, 1, {"use_anchor": False}),
-    "default, one batch": (False, 1, {}),
-    "default, ten batches": (False, 10, {}),
-    "default without replay, ten batches": (False, 10, {"replay": 0}),
-    "default without the anchor, one batch": (False, 1, {"use_anchor": False}),
+# Whether as published, whether in several batches, and what is changed.
+VARIANTS: dict[str, tuple[bool, bool, dict]] = {
+    "paper, one batch": (True, False, {}),
+    "paper, several batches": (True, True, {}),
+    "paper without the anchor, one batch": (True, False, {"use_anchor": False}),
+    "default, one batch": (False, False, {}),
+    "default, several batches": (False, True, {}),
+    "default without replay, several batches": (False, True, {"replay": 0}),
+    "default without the anchor, one batch": (False, False, {"use_anchor": False}),
 }
 
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--first", type=int, default=0, help="of the records, where the edits begin")
     parser.add_argument("--num-edits", type=int, default=100)
+    parser.add_argument("--step", type=int, default=10, help="edits of a batch, where there are several")
     parser.add_argument("--name", default="memoe", help="of the result")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -55,22 +56,22 @@ def main() -> None:
     for variant in args.variants:
         done = args.work / f"{variant.replace(' ', '_')}.json"
         if not done.exists():
-            done.write_text(json.dumps(run(args.model, edits, variant)))
+            done.write_text(json.dumps(run(args.model, edits, variant, args.step)))
     rows = [json.loads(path.read_text()) for path in args.work.glob("*.json")]
     rows.sort(key=lambda row: list(VARIANTS).index(row["name"]))
     report = {"command": command(), "num_edits": len(edits), "rows": rows, "versions": versions()}
     write(report, RESULTS / f"{args.name}.json")
 
 
-def run(name: str, edits: list[Edit], variant: str) -> dict:
+def run(name: str, edits: list[Edit], variant: str, step: int) -> dict:
     """Make all edits in one variant, and measure them."""
-    is_paper, num_batches, changes = VARIANTS[variant]
+    is_paper, in_steps, changes = VARIANTS[variant]
     tokenizer = AutoTokenizer.from_pretrained(name)
     base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     config = MEMoEConfig.paper(**changes) if is_paper else MEMoEConfig(**changes)
     editor = LifelongEditor(get_peft_model(base, config), tokenizer)
     editor.prepare()
-    size, began, log = -(-len(edits) // num_batches), time.process_time(), []
+    size, began, log = step if in_steps else len(edits), time.process_time(), []
     for first in range(0, len(edits), size):
         records = editor.edit(edits[first : first + size]).records
         log.append({"passes": records[0]["steps"], "loss": statistics.mean(record["loss"] for record in records)})

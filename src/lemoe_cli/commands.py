@@ -120,9 +120,7 @@ def open_editor(name: str, adapter: Path, method: str | None = None) -> Lifelong
     return LifelongEditor(loaded, tokenizer)
 
 
-def edit(
-    model: str, edits: Path, adapter: Path, step: int, order: OrderBy, method: str | None, as_json: bool
-) -> None:
+def edit(model: str, edits: Path, adapter: Path, step: int, order: OrderBy, method: str | None, as_json: bool) -> None:
     with reported():
         here = processes()
         # Of several edits of one prompt the last one counts, so that the same command can be repeated.

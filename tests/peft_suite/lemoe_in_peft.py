@@ -1,4 +1,4 @@
-"""A plugin of pytest that puts the methods of this package in the place of PEFT's methods in PEFT's own tests, and leaves all other tests out."""
+"""A plugin of pytest that puts our methods in the place of PEFT's in PEFT's own tests, and leaves all other tests out."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ def test_a_wrong_value_is_refused_by_name(arguments, named):
         MEMoEConfig(**arguments)
 
 
-def test_the_noise_is_one_over_the_number_of_experts_unless_it_is_given():
-    assert MEMoEConfig(num_experts=8).noise == 1 / 8
-    assert MEMoEConfig(router_noise=0.0).noise == 0.0
+def test_the_published_noise_is_one_over_the_number_of_experts():
+    assert MEMoEConfig.paper(num_experts=8).noise == 1 / 8
+    assert MEMoEConfig().noise == 0.0
     assert MEMoEConfig(router_noise=0.3).noise == 0.3
 
 

@@ -67,7 +67,9 @@ def test_the_bypass_adds_the_gated_experts(expert, normalize, top_k):
                 h = read @ experts.in_proj[each]
                 if expert == "ffn":
                     h = h * F.silu(read @ experts.gate_proj[each])
-                expected[row, column] += 0.5 * (0.25 if normalize else 1.0) * gates[each] * (h @ experts.out_proj[each])
+                expected[row, column] += (
+                    0.5 * (0.25 if normalize else 1.0) * gates[each] * (h @ experts.out_proj[each])
+                )
     torch.testing.assert_close(actual, expected)
     untouched = torch.ones(2, 4, dtype=torch.bool)
     untouched[[1, 1, 0], [2, 3, 1]] = False
@@ -101,7 +103,7 @@ def test_every_form_of_expert_works_in_every_family(family, expert, width):
 
 
 def test_noise_is_drawn_in_training_only_and_can_be_drawn_again():
-    model = mixture(num_experts=2)
+    model = mixture(num_experts=2, router_noise=None)
     layer = layer_of(model)
     places = Mixture.padded([(0, [0, 1])], torch.device("cpu"))
     draws = [
@@ -111,7 +113,9 @@ def test_noise_is_drawn_in_training_only_and_can_be_drawn_again():
     assert draws[0].shape == (1, 2, 2)
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
-    many = layer.noisy("default", Mixture(*Mixture.padded([(0, [0] * 20_000)], places[0].device), 1, torch.zeros(1, HIDDEN)))
+    many = layer.noisy(
+        "default", Mixture(*Mixture.padded([(0, [0] * 20_000)], places[0].device), 1, torch.zeros(1, HIDDEN))
+    )
     assert many.noise.std() == pytest.approx(0.5, rel=0.05)
 
 

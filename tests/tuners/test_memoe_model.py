@@ -263,7 +263,9 @@ def test_a_training_loop_trains_experts_and_gate_and_the_edits_are_found_again(f
     before = copy.deepcopy(model.state_dict())
     losses = train(model, batch_of(prompts))
     assert losses[-1] < 0.5 * losses[0]
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before.get(name, tensor))}
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before.get(name, tensor))
+    }
     assert {name.split(".memoe_")[1] for name in changed if "memoe_" in name} >= {
         "experts.default.out_proj",
         "gate.default.weight",
@@ -278,7 +280,7 @@ def test_a_training_loop_trains_experts_and_gate_and_the_edits_are_found_again(f
 
 
 def test_noise_comes_from_the_seed_and_is_not_there_in_evaluation():
-    model = mixture()
+    model = mixture(router_noise=None)
     put_facts(model, prompts_of(2))
     losses = []
     for seed in (1, 1, 2):
@@ -291,7 +293,7 @@ def test_noise_comes_from_the_seed_and_is_not_there_in_evaluation():
 
 
 def test_the_balance_loss_is_part_of_the_models_own():
-    plain, balanced = mixture(router_noise=0.0), mixture(router_noise=0.0, balance_loss=0.5)
+    plain, balanced = mixture(), mixture(balance_loss=0.5)
     for model in (plain, balanced):
         put_facts(model, prompts_of(2))
         model.train()
@@ -324,7 +326,7 @@ def test_gradients_of_zero_in_evaluation_mode():
 def test_gradient_checkpointing_gives_the_same_gradients():
     grads = []
     for checkpointed in (False, True):
-        model = mixture()
+        model = mixture(router_noise=None)
         put_facts(model, prompts_of(2))
         if checkpointed:
             model.gradient_checkpointing_enable()
@@ -382,7 +384,9 @@ def test_several_adapters_have_their_own_mixtures():
 # ----------------------------------------------------------------------------------------------------------- save, load
 
 
-@pytest.mark.parametrize("config", [{}, {"deferral": False}, {"expert": "lora", "top_k": 2, "num_experts": 3}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{}, {"deferral": False}, {"expert": "lora", "top_k": 2, "num_experts": 3}], ids=str
+)
 @pytest.mark.parametrize("name", ["default", "facts"])
 def test_it_is_saved_and_loaded_under_any_name(tmp_path, config, name):
     model, prompts = mixture(**config), prompts_of(3)

@@ -25,7 +25,9 @@ from .training import EditingError, TrainingOutcome
 class MEMoEProcedure(Procedure):
     @staticmethod
     def default_arguments(config: MEMoEConfig) -> EditingArguments:
-        return EditingArguments(learning_rate=0.02, betas=(0.9, 0.99)) if config.normalize else EditingArguments.paper()
+        if not config.normalize:
+            return EditingArguments.paper()
+        return EditingArguments(learning_rate=6e-3, betas=(0.9, 0.99), max_steps=30, batch_size=16)
 
     def plan(self, edits: list[Edit], items: list[TokenizedEdit]) -> Iterable[Group]:
         yield Group(edits, items)

@@ -33,7 +33,7 @@ def capitalised(text: Text, columns: Sequence[int]) -> list[int]:
 
 
 def of_decision(text: Text, decision: Decision) -> tuple[int, ...]:
-    """What the question is about that was decided: the subject by which its edit was found, or that in the edit's own prompt."""
+    """What a question is about: the subject by which its edit was found, or that in the edit's own prompt."""
     if decision.name is not None:
         return entity_of(text, decision.column, [decision.name])
     return entity_of(text, decision.column, last_subject(text.found, decision.edit, decision.column))
@@ -41,7 +41,9 @@ def of_decision(text: Text, decision: Decision) -> tuple[int, ...]:
 
 def last_subject(found: Sequence[Match], edit: int | None, column: int) -> list[tuple[int, int]]:
     """Where a text has named the subject of an edit last, if it has."""
-    spans = [(each.first, each.last) for each in found if each.edit == edit and not each.is_prompt and each.last <= column]
+    spans = [
+        (each.first, each.last) for each in found if each.edit == edit and not each.is_prompt and each.last <= column
+    ]
     return [max(spans, key=lambda span: (span[1], -span[0]))] if spans else []
 
 

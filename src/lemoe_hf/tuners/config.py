@@ -146,8 +146,8 @@ class EditingConfig(PeftConfig):
         named = kwargs.get("peft_type", cls.method)
         if named != cls.method:
             raise ValueError(
-                f"This is the config of an adapter of type {PeftType(named).value}, and {cls.__name__} is of {cls.method}. Load it by "
-                f"`PeftConfig.from_pretrained`, which finds the class."
+                f"This is the config of an adapter of type {PeftType(named).value}, and {cls.__name__} is of {cls.method}. "
+                f"Load it by `PeftConfig.from_pretrained`, which finds the class."
             )
         return super().from_peft_type(**kwargs)
 

@@ -34,7 +34,7 @@ class EditingLayer(KnownEdits, nn.Module, BaseTunerLayer):
     acted on, and on which of their tokens, is the business of the [`RoutingContext`].
 
     A method names its containers in `adapter_layer_names` (trained) and `other_param_names` (stored), all of which begin with
-    its `prefix`, and tells what acts (`route`) and what that adds (`delta`). Containers `of_fixed_size` do not grow with edits.
+    its `prefix`, and tells what acts (`route`) and what that adds (`delta`). What is `of_fixed_size` does not grow with edits.
     """
 
     of_fixed_size: tuple[str, ...] = ()

@@ -37,8 +37,8 @@ class MEMoEConfig(EditingConfig):
         use_anchor (`bool`, *optional*, defaults to `True`):
             Let the gate read, beside the hidden state of a token, what its text is about: the mean embedding of the edited
             subject, else of capitalised words, else of the prompt. `False` is a conventional gate, for comparison.
-        router_noise (`float`, *optional*):
-            Standard deviation of the noise that is added to the gate's scores in training. By default 1 over `num_experts`.
+        router_noise (`float`, *optional*, defaults to `0.0`):
+            Standard deviation of the noise that is added to the gate's scores in training. `None` for 1 over `num_experts`.
         balance_loss (`float`, *optional*, defaults to `0.0`):
             Weight of a loss that spreads tokens evenly over the experts (Switch Transformers, equation 4). In a training loop
             it is part of the model's own `loss`.
@@ -53,7 +53,7 @@ class MEMoEConfig(EditingConfig):
 
     top_k: int = 1
     use_anchor: bool = True
-    router_noise: Optional[float] = None
+    router_noise: Optional[float] = 0.0
     balance_loss: float = 0.0
     replay: int = 0
 

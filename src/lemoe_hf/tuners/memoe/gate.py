@@ -26,7 +26,9 @@ class TokenGate(nn.Module):
 
     def extra_repr(self) -> str:
         experts, features = self.weight.shape
-        return f"{experts} experts, in_features={features - self.anchor_features}, anchor_features={self.anchor_features}"
+        return (
+            f"{experts} experts, in_features={features - self.anchor_features}, anchor_features={self.anchor_features}"
+        )
 
     @torch.no_grad()
     def reset_parameters(self, seed: int = 0) -> None:

@@ -70,7 +70,9 @@ class MEMoELayer(EditingLayer):
         probabilities = self.memoe_gate[adapter_name](x, anchors, noise)
         if acting.loss is not None and acting.written.any():
             acting.loss += config.balance_loss * balance(probabilities, acting.written.to(x.device))
-        gates = top(probabilities, config.top_k).flatten(0, 1).T[None]  # one piece of all tokens, which has all experts
+        gates = (
+            top(probabilities, config.top_k).flatten(0, 1).T[None]
+        )  # one piece of all tokens, which has all experts
         every = torch.arange(len(experts), device=x.device)[None]
         return experts(x.flatten(0, 1)[None], every, gates).view(*x.shape[:2], -1)
 
@@ -87,8 +89,9 @@ class MEMoELayer(EditingLayer):
         everywhere = not self.configs[adapter_name].deferral
         if self.training and learns:
             lessons = self._remember(adapter_name, root, batch)
-            acting = self._on_texts(adapter_name, batch, embed) if everywhere else self._on(adapter_name, lessons, batch, embed)
-            return self.noisy(adapter_name, acting)
+            if everywhere:
+                return self.noisy(adapter_name, self._on_texts(adapter_name, batch, embed))
+            return self.noisy(adapter_name, self._on(adapter_name, lessons, batch, embed))
         if everywhere or self.acts_anyhow(adapter_name):
             return self._on_texts(adapter_name, batch, embed)
         return MixturePass(self.router(adapter_name), batch, embed, learns)
@@ -121,7 +124,9 @@ class MEMoELayer(EditingLayer):
     def _read_prompts(self, adapter_name: str, batch: Batch) -> None:
         """Find out what texts are about whose prompts have come, to be kept with them."""
         asked = [(text, prompt) for text, prompt in zip(batch.texts, prompts_of(batch), strict=True) if prompt]
-        for (text, prompt), entity in zip(asked, self.entities(adapter_name, [each for _, each in asked]), strict=True):
+        for (text, prompt), entity in zip(
+            asked, self.entities(adapter_name, [each for _, each in asked]), strict=True
+        ):
             text.mixed = Mixed([MIXTURE], [1.0], tuple(prompt), entity)
         for text in batch.texts:  # nothing of it has come but padding
             text.mixed = text.mixed or Mixed([MIXTURE], [1.0], ())
