@@ -22,7 +22,7 @@ from .tokens import continuation
 class CommitCallback(TrainerCallback):
     """
     Freezes what a method freezes when `train()` ends: in LEMoE the expert in training, if it has learned anything. In a
-    launch of several processes each then has the edits of all; their `id`s may differ, and those of the main process are saved.
+    launch of several processes each then has the edits of all; their `id`s may differ, and those of the main one are saved.
     """
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
