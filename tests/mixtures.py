@@ -33,7 +33,7 @@ def put_facts(
     layers = tuner.layers_of(name)
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
-        for weight in [*layer.memoe_experts[name].parameters(), layer.memoe_gate[name].weight]:
+        for weight in [*layer.memoe_mixture[name].parameters(), layer.memoe_gate[name].weight]:
             weight.data = torch.randn(weight.shape, generator=generator)
     first = layers[0].anchors(name).next_edit()
     anchors, entries = [], []

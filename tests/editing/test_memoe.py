@@ -41,7 +41,7 @@ def all_equal(left, right) -> bool:
 
 def mixture_of(editor) -> dict[str, torch.Tensor]:
     state = editor.model.state_dict()
-    return {name: tensor.clone() for name, tensor in state.items() if "memoe_experts" in name or "memoe_gate" in name}
+    return {name: tensor.clone() for name, tensor in state.items() if "memoe_mixture" in name or "memoe_gate" in name}
 
 
 # ------------------------------------------------------------------------------------------------------------- editing

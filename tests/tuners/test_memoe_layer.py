@@ -55,7 +55,7 @@ def test_the_bypass_adds_the_gated_experts(expert, normalize, top_k):
     x, anchors = torch.randn(2, 4, HIDDEN), torch.randn(2, HIDDEN)
     rows, columns, written = Mixture.padded([(1, [2, 3]), (0, [1])], x.device)
     acting = Mixture(rows, columns, written, 4, anchors)
-    experts, gate = layer.memoe_experts["default"], layer.memoe_gate["default"].weight
+    experts, gate = layer.memoe_mixture["default"], layer.memoe_gate["default"].weight
     norm = (lambda each: F.rms_norm(each, each.shape)) if normalize else (lambda each: each)
     with torch.no_grad():
         plain = torch.randn(2, 4, HIDDEN)
@@ -77,10 +77,10 @@ def test_the_bypass_adds_the_gated_experts(expert, normalize, top_k):
 
 
 def test_experts_start_apart_and_with_an_output_of_zero():
-    experts = layer_of(mixture()).memoe_experts["default"]
+    experts = layer_of(mixture()).memoe_mixture["default"]
     assert not experts.out_proj.any()
     assert not torch.equal(experts.in_proj[0], experts.in_proj[1])
-    again = layer_of(mixture()).memoe_experts["default"]
+    again = layer_of(mixture()).memoe_mixture["default"]
     assert torch.equal(experts.in_proj, again.in_proj)
 
 

@@ -267,7 +267,7 @@ def test_a_training_loop_trains_experts_and_gate_and_the_edits_are_found_again(f
         name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before.get(name, tensor))
     }
     assert {name.split(".memoe_")[1] for name in changed if "memoe_" in name} >= {
-        "experts.default.out_proj",
+        "mixture.default.out_proj",
         "gate.default.weight",
     }
     assert all("memoe_" in name for name in changed)
@@ -365,14 +365,15 @@ def test_undo_is_refused_without_deferral():
         model.base_model.remove_edit(0)
 
 
-def test_several_adapters_have_their_own_mixtures():
-    model, prompts = mixture(), prompts_of(2)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_several_adapters_have_their_own_mixtures(family):
+    model, prompts = mixture(family), prompts_of(2)
     put_facts(model, prompts[:1])
     first = logits(model, prompts)
     model.add_adapter("other", MEMoEConfig(relation_gate=False, expert="lora", expert_dim=3, num_experts=2))
     model.set_adapter("other")
     put_facts(model, prompts[1:], adapter_name="other", seed=1)
-    second, base = logits(model, prompts), logits(tiny(), prompts)
+    second, base = logits(model, prompts), logits(tiny(family), prompts)
     assert torch.equal(second[0], base[0])
     assert not torch.allclose(second[1, -1], base[1, -1], atol=1e-2)
     model.set_adapter("default")

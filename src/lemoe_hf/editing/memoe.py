@@ -27,7 +27,7 @@ class MEMoEProcedure(Procedure):
     def default_arguments(config: MEMoEConfig) -> EditingArguments:
         if not config.normalize:
             return EditingArguments.paper()
-        return EditingArguments(learning_rate=6e-3, betas=(0.9, 0.99), batch_size=16)
+        return EditingArguments(learning_rate=3e-3, betas=(0.9, 0.99), batch_size=16)
 
     def plan(self, edits: list[Edit], items: list[TokenizedEdit]) -> Iterable[Group]:
         yield Group(edits, items)
@@ -93,4 +93,4 @@ class MEMoEProcedure(Procedure):
 
     def rescale(self, factor: float) -> None:
         for layer in self.layers:
-            layer.memoe_experts[self.adapter_name].out_proj.data.div_(factor)
+            layer.memoe_mixture[self.adapter_name].out_proj.data.div_(factor)

@@ -76,7 +76,7 @@ def optimizer_of(tuner: MEMoEModel, adapter_name: str, arguments: EditingArgumen
     groups = []
     for layer in tuner.layers_of(adapter_name):
         gate = layer.memoe_gate[adapter_name].weight
-        weights = layer.memoe_experts[adapter_name].weights() | {"gate": gate}
+        weights = layer.memoe_mixture[adapter_name].weights() | {"gate": gate}
         for name, weight in weights.items():
             weight.requires_grad_(True)
             scale = weight.shape[1] ** -0.5 if arguments.relative and name != "out_proj" else 1.0

@@ -35,7 +35,8 @@ class MEMoELayer(EditingLayer):
     """
 
     prefix = "memoe_"
-    adapter_layer_names = ("memoe_experts", "memoe_gate")
+    # No `experts`: where a whole layer is bypassed, that name would be taken for its FFN's.
+    adapter_layer_names = ("memoe_mixture", "memoe_gate")
     other_param_names = tuple(f"memoe_{name}" for name in KNOWN)
     of_fixed_size = adapter_layer_names
     configs: dict[str, MEMoEConfig]
@@ -53,7 +54,7 @@ class MEMoELayer(EditingLayer):
         gate = TokenGate(config.num_experts, self.in_features, self.anchor_features if config.use_anchor else 0)
         experts.reset_parameters(config.init_weights, alike=False)
         gate.reset_parameters()
-        self.memoe_experts[adapter_name], self.memoe_gate[adapter_name] = experts, gate
+        self.memoe_mixture[adapter_name], self.memoe_gate[adapter_name] = experts, gate
 
     @property
     def anchor_features(self) -> int:
@@ -62,7 +63,7 @@ class MEMoELayer(EditingLayer):
         return embeddings().weight.shape[1] if embeddings else 0
 
     def delta(self, adapter_name: str, acting: Mixture, x: torch.Tensor) -> torch.Tensor:
-        config, experts = self.configs[adapter_name], self.memoe_experts[adapter_name]
+        config, experts = self.configs[adapter_name], self.memoe_mixture[adapter_name]
         anchors = acting.anchors.to(x)
         if config.normalize and anchors.shape[-1]:
             anchors = F.rms_norm(anchors, anchors.shape[-1:])
