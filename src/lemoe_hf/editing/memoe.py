@@ -27,7 +27,8 @@ class MEMoEProcedure(Procedure):
     def default_arguments(config: MEMoEConfig) -> EditingArguments:
         if not config.normalize:
             return EditingArguments.paper()
-        return EditingArguments(learning_rate=3e-3, betas=(0.9, 0.99), batch_size=16)
+        # A pass over a few edits is a single step.
+        return EditingArguments(learning_rate=3e-3, betas=(0.9, 0.99), max_steps=300, batch_size=16)
 
     def plan(self, edits: list[Edit], items: list[TokenizedEdit]) -> Iterable[Group]:
         yield Group(edits, items)
