@@ -55,24 +55,24 @@ def edit(
         typer.Option(help="Which edits to make together: as the file has them, or planned over the whole file."),
     ] = "none",
     method: Annotated[
-        Literal["lemoe", "wilke", "rome"],
+        Optional[Literal["lemoe", "memoe", "wilke", "rome"]],
         typer.Option(
-            help="lemoe, or rank-one edits, which come out as a LoRA adapter: wilke, each at the layer where it is the "
-            "smallest change, or rome, at `--layer`."
+            help="Method of a new adapter, by default lemoe; one that is there has its own. Rank-one edits come out as a LoRA "
+            "adapter: wilke, each at the layer where it is the smallest change, or rome, at `--layer`."
         ),
-    ] = "lemoe",
+    ] = None,
     layer: Annotated[Optional[int], typer.Option("--layer", min=0, help="With `--method rome`: the layer.")] = None,
     json: Json = False,
 ) -> None:
     """Make edits and save them to an adapter; an adapter that is there already grows. Run again after a crash to resume."""
-    if method != "lemoe":
+    if method in ("wilke", "rome"):
         from .rank_one import edit as run_rank_one
 
         run_rank_one(model, edits, adapter, step, order, method, layer, json)
         return
     from .commands import edit as run
 
-    run(model, edits, adapter, step, order, json)
+    run(model, edits, adapter, step, order, method, json)
 
 
 @app.command()

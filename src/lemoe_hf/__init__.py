@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .evaluation import EditEvaluator
     from .rank_one import RankOneArguments, RankOneEditor, select_layer
     from .tuners.lemoe import LEMoEConfig, LEMoELayer, LEMoEModel
+    from .tuners.memoe import MEMoEConfig, MEMoELayer, MEMoEModel
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,9 @@ __all__ = [
     "LEMoELayer",
     "LEMoEModel",
     "LifelongEditor",
+    "MEMoEConfig",
+    "MEMoELayer",
+    "MEMoEModel",
     "Order",
     "RankOneArguments",
     "RankOneEditor",
@@ -71,6 +75,7 @@ _MODULES = {
     "evaluation": ("EditEvaluator",),
     "rank_one": ("RankOneArguments", "RankOneEditor", "select_layer"),
     "tuners.lemoe": ("LEMoEConfig", "LEMoELayer", "LEMoEModel"),
+    "tuners.memoe": ("MEMoEConfig", "MEMoELayer", "MEMoEModel"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 _SUBMODULES = (

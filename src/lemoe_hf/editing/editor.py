@@ -18,6 +18,7 @@ from .arguments import EditingArguments
 from .edited import EditedModel
 from .explanation import Explanation, explain
 from .lemoe import LEMoEProcedure
+from .memoe import MEMoEProcedure
 from .preparation import keys_of, prepare
 from .procedure import Group
 from .push import push_model
@@ -27,7 +28,7 @@ from .tokens import Calibration
 from .training import EditingError
 
 
-PROCEDURES = {"LEMOE": LEMoEProcedure}
+PROCEDURES = {"LEMOE": LEMoEProcedure, "MEMOE": MEMoEProcedure}
 
 
 class LifelongEditor(EditedModel):

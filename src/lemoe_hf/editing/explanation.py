@@ -96,6 +96,8 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
                 asked[option.edit] = (option.name, score, option.threshold)
     found = text.found or anchors.find(torch.tensor([ids]), config.threshold)[0]
     matches = [match for match in found if match.expert == expert]
+    if text.acting is not None:  # experts may hold several edits
+        matches = [match for match in matches if match.edit == text.acting.edit]
     if not matches and asked:  # of those that are not asked for, the one that comes nearest
         nearest = max(asked, key=lambda edit: asked[edit][1] - asked[edit][2])
         matches = [match for match in found if match.edit == nearest]

@@ -380,8 +380,9 @@ def with_loss(output, loss: torch.Tensor, has_labels: bool):
     own = getattr(output, "loss", None)
     if own is None:
         warnings.warn(
-            "The router of `routing='kv_anchor'` learns by a loss that is added to the model's own, and this forward pass "
-            "has computed none: prompts may find the wrong experts. Pass `labels`, or make edits with a LifelongEditor.",
+            "A router (of `routing='kv_anchor'`, or with a `balance_loss`) learns by a loss that is added to the model's own, "
+            "and this forward pass has computed none: prompts may find the wrong experts. Pass `labels`, or make edits with a "
+            "LifelongEditor.",
             stacklevel=2,
         )
     else:

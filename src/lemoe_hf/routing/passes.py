@@ -183,7 +183,7 @@ class Pass:
         if self.waits:
             raise RuntimeError(
                 "Nothing has told what the prompts ask for: the layers that are looked at have not run before the bypass. "
-                "Pass `relation_gate=False` in the LEMoEConfig, or leave `target_modules` out."
+                "Pass `relation_gate=False` in the config, or leave `target_modules` out."
             )
         found = []
         for i, (piece, asking) in enumerate(zip(self.batch.pieces, self.askings, strict=True)):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..registration import register
 from .lemoe import LEMoEConfig, LEMoEModel
+from .memoe import MEMoEConfig, MEMoEModel
 
 
 def push(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -16,3 +17,4 @@ def push(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 register("lemoe", LEMoEConfig, LEMoEModel, push)
+register("memoe", MEMoEConfig, MEMoEModel, push)

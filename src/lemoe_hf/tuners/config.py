@@ -142,6 +142,22 @@ class EditingConfig(PeftConfig):
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"`threshold` is a share of tokens, above 0 and at most 1; got {self.threshold!r}.")
 
+    @classmethod
+    def from_peft_type(cls, **kwargs) -> EditingConfig:
+        """
+        A config from what was saved of one.
+
+        Raises:
+            ValueError: If it is of another method.
+        """
+        named = kwargs.get("peft_type", cls.method)
+        if named != cls.method:
+            raise ValueError(
+                f"This is the config of an adapter of type {PeftType(named).value}, and {cls.__name__} is of {cls.method}. "
+                f"Load it by `PeftConfig.from_pretrained`, which finds the class."
+            )
+        return super().from_peft_type(**kwargs)
+
     @property
     def asks_relation(self) -> bool:
         """Whether edits act only where they are asked for."""
@@ -158,4 +174,7 @@ class EditingConfig(PeftConfig):
         super().save_pretrained(save_directory, **kwargs)
         weights = Path(save_directory, "adapter_model.safetensors")
         entries = read_ledger(weights) if weights.is_file() else []
-        complete_card(Path(save_directory), self.base_model_name_or_path, entries, self.base_model_fingerprint)
+        fingerprint = self.base_model_fingerprint
+        complete_card(
+            Path(save_directory), self.base_model_name_or_path, entries, fingerprint, self.method, self.deferral
+        )
