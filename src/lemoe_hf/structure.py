@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 
 FFN_NAME = re.compile(
@@ -103,6 +104,61 @@ def find_targets(model: nn.Module, depth: float, layers: list[int] | None = None
     for index in layers:
         bypassed = find_bypassed(stack[index])
         targets.append(f"{stack_name}.{index}" + (f".{bypassed}" if bypassed else ""))
+    return targets
+
+
+def linear_sizes(module: nn.Module) -> tuple[int, int]:
+    """Sizes of the input and output of a linear layer."""
+    if isinstance(module, Conv1D):
+        return module.nx, module.nf
+    return module.in_features, module.out_features
+
+
+def find_linear(layer: nn.Module, hidden: int) -> str | None:
+    """
+    Name of the second matrix of a layer's FFN, which maps back to the residual stream (`down_proj`, `fc2`, `c_proj`); where no
+    module is the FFN, of the last linear layer outside attention that does. `None` where there is none, or one an expert.
+    """
+    ffn = find_ffn(layer)
+    names = []
+    for name, module in layer.named_modules():
+        is_within = name.startswith(f"{ffn}.") if ffn else not re.search(r"attn|attention", name)
+        if is_within and (hasattr(module, "in_features") or isinstance(module, Conv1D)):
+            sizes = linear_sizes(module)
+            if sizes[1] == hidden and not re.search(r"gate$|router", name):
+                names.append((sizes[0] != hidden, name))
+    wide = [name for is_wide, name in names if is_wide] or [name for _, name in names]
+    return wide[-1] if wide and not any(re.search(r"experts?\.\d", name) for name in wide) else None
+
+
+def find_linear_targets(model: nn.Module, depth: float, num: int, layers: list[int] | None = None) -> list[str]:
+    """
+    Names of the linear layers, as [`find_linear`] finds them, in `num` consecutive layers of which the first is at `depth`, or in
+    the given layers.
+
+    Raises:
+        ValueError: If there are not as many layers, or one of them has no such linear layer.
+    """
+    stack_name, stack = find_stack(model)
+    if layers is None:
+        first = min(round(depth * len(stack)), len(stack) - 1)
+        layers = list(range(first, first + num))
+    outside = [index for index in layers if not 0 <= index < len(stack)]
+    if outside:
+        raise ValueError(
+            f"{type(model).__name__} has {len(stack)} layers (0 to {len(stack) - 1}) in `{stack_name}`, and layers {layers} are "
+            f"asked for. Lower `num_layers` or `depth`, or pass `layers_to_transform`."
+        )
+    targets = []
+    for index in layers:
+        name = find_linear(stack[index], hidden_size(model))
+        if name is None:
+            linear = [name for name, module in stack[index].named_modules() if hasattr(module, "in_features")]
+            raise ValueError(
+                f"Layer {index} of {type(model).__name__} has no single linear layer that ends its FFN. Pass `target_modules` with "
+                f"names of linear layers; there are {', '.join(linear) or 'none'}."
+            )
+        targets.append(f"{stack_name}.{index}.{name}")
     return targets
 
 

@@ -203,6 +203,8 @@ class Text:
         ]
         self.found, self.searched = [], 0
         self.acted = self.acted if self.acted < length else ENDLESS
+        if self.mixed is not None and length < len(self.mixed.prompt):
+            self.mixed = None
         self._close()
         last = self.decisions[-1] if self.decisions else None
         if last is not None and last.edit is not None and not self._is_past(last):
