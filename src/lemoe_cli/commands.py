@@ -18,15 +18,18 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from lemoe_hf import EditEvaluator, EditingError, LEMoEConfig, LifelongEditor, plan_order, read_edits
+from lemoe_hf import EditEvaluator, EditingError, ELDERConfig, LEMoEConfig, LifelongEditor, plan_order, read_edits
 from lemoe_hf.card import write_figures
 from lemoe_hf.editing.ordering import OrderBy
 from lemoe_hf.editing.parallel import processes
 from lemoe_hf.editing.push import push_folder
+from lemoe_hf.tuners.config import EditingConfig
 from lemoe_hf.tuners.ledger import read_ledger
 
 
 out, err = Console(), Console(stderr=True)
+
+CONFIGS = {"lemoe": LEMoEConfig, "elder": ELDERConfig}
 
 
 @contextmanager
@@ -55,8 +58,8 @@ def show(rows: list[dict], title: str, as_json: bool) -> None:
     out.print(table)
 
 
-def adapter_config(adapter: Path) -> LEMoEConfig:
-    """The config of a saved LEMoE adapter.
+def adapter_config(adapter: Path) -> EditingConfig:
+    """The config of a saved adapter.
 
     Raises:
         ValueError: If the folder holds none, a damaged one, or one of another method.
@@ -67,8 +70,8 @@ def adapter_config(adapter: Path) -> LEMoEConfig:
         config = PeftConfig.from_pretrained(str(adapter))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{adapter / 'adapter_config.json'} is damaged ({error}). Restore it from a copy.") from None
-    if not isinstance(config, LEMoEConfig):
-        raise ValueError(f"{adapter} is an adapter of type {config.peft_type}, not LEMOE.")
+    if not isinstance(config, EditingConfig):
+        raise ValueError(f"{adapter} is an adapter of type {config.peft_type}, not one of {', '.join(CONFIGS).upper()}.")
     return config
 
 
@@ -80,8 +83,8 @@ def load_editor(adapter: Path, model: str | None) -> LifelongEditor:
     return open_editor(name, adapter)
 
 
-def open_editor(name: str, adapter: Path) -> LifelongEditor:
-    """An editor on the adapter in a folder, or on a new one where the folder has none."""
+def open_editor(name: str, adapter: Path, method: str = "lemoe") -> LifelongEditor:
+    """An editor on the adapter in a folder, or on a new one of a method where the folder has none."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     exists = (adapter / "adapter_config.json").exists()
     if exists:
@@ -94,7 +97,7 @@ def open_editor(name: str, adapter: Path) -> LifelongEditor:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not exists:
-        return LifelongEditor(get_peft_model(base, LEMoEConfig(base_model_name_or_path=name)), tokenizer)
+        return LifelongEditor(get_peft_model(base, CONFIGS[method](base_model_name_or_path=name)), tokenizer)
     try:
         loaded = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     except SafetensorError as error:
@@ -105,12 +108,14 @@ def open_editor(name: str, adapter: Path) -> LifelongEditor:
     return LifelongEditor(loaded, tokenizer)
 
 
-def edit(model: str, edits: Path, adapter: Path, step: int, order: OrderBy, as_json: bool) -> None:
+def edit(
+    model: str, edits: Path, adapter: Path, step: int, order: OrderBy, method: str, as_json: bool
+) -> None:
     with reported():
         here = processes()
         # Of several edits of one prompt the last one counts, so that the same command can be repeated.
         wanted = list({item.prompt.strip(): item for item in read_edits(edits)}.values())
-        editor = open_editor(model, adapter)
+        editor = open_editor(model, adapter, method)
         editor.arguments.share_out = True
         # Planned are all edits, also those that are there already: a run that was cut off goes on in the same order.
         with err.status("planning the order"):
@@ -195,7 +200,7 @@ def inspect(adapter: Path, prompts: list[str], model: str | None, as_json: bool)
         entries = read_ledger(adapter / "adapter_model.safetensors")
         rows = [{"id": entry["id"], "expert": entry["expert"], **entry.get("edit", {})} for entry in entries]
         keys = ("id", "expert", "prompt", "target_new", "subject")
-        title = f"{len(rows)} edits in {config.num_experts} experts beside {', '.join(sorted(config.target_modules))}"
+        title = f"{len(rows)} edits ({config.method}) in {config.num_experts} experts beside {', '.join(sorted(config.target_modules))}"
         show([{key: row.get(key, "") for key in keys} for row in rows], title, as_json)
 
 

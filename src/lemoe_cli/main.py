@@ -35,12 +35,15 @@ def edit(
         Literal["none", "kmeans", "hierarchical", "superposition", "random"],
         typer.Option(help="Which edits to make together: as the file has them, or planned over the whole file."),
     ] = "none",
+    method: Annotated[
+        Literal["lemoe", "elder"], typer.Option(help="Method of a new adapter; one that is there keeps its own.")
+    ] = "lemoe",
     json: Json = False,
 ) -> None:
     """Make edits and save them to an adapter; an adapter that is there already grows. Run again after a crash to resume."""
     from .commands import edit as run
 
-    run(model, edits, adapter, step, order, json)
+    run(model, edits, adapter, step, order, method, json)
 
 
 @app.command()

@@ -15,6 +15,10 @@ from huggingface_hub.utils import validate_repo_id
 
 
 TAGS = ["lemoe", "knowledge-editing", "model-editing", "lifelong-editing"]
+METHODS = {
+    "LEMOE": "[LEMoE](https://aclanthology.org/2024.emnlp-main.149/) (lifelong model editing by a\nmixture of experts)",
+    "ELDER": "[ELDER](https://arxiv.org/abs/2408.11869) (lifelong model editing by a\nmixture of LoRAs)",
+}
 TEMPLATE = Path(__file__).with_name("model_card.md")
 ADAPTER = "this/adapter"  # until it is pushed, it has no name that a stranger could use
 BASE_MODEL = "fill/in/the/base/model"  # nor has a base model that is not on the Hub
@@ -23,7 +27,11 @@ DATASET = "edits"
 
 
 def complete_card(
-    directory: Path, base_model: str | None, entries: list[dict], fingerprint: str | None = None
+    directory: Path,
+    base_model: str | None,
+    entries: list[dict],
+    fingerprint: str | None = None,
+    method: str = "LEMOE",
 ) -> None:
     """
     Make a card of the README.md that PEFT has written beside an adapter, or bring up to date what it tells of the edits.
@@ -37,13 +45,14 @@ def complete_card(
         base_model (`str`, *optional*): Name or folder of its base model.
         entries (`list[dict]`): The adapter's ledger.
         fingerprint (`str`, *optional*): Digest of the base model's shape.
+        method (`str`, *optional*): Which it is, as PEFT names it.
     """
     path = directory / "README.md"
     if not path.is_file():
         return
     card = ModelCard.load(path, ignore_metadata_errors=True)
     complete_metadata(card.data, base_model)
-    new = render(base_model, entries, fingerprint=fingerprint)
+    new = render(base_model, entries, fingerprint=fingerprint, method=method)
     if is_blank_form(card.text):
         card.text = new
     else:
@@ -121,6 +130,7 @@ def render(
     entries: list[dict],
     report: dict[str, Any] | None = None,
     fingerprint: str | None = None,
+    method: str = "LEMOE",
 ) -> str:
     """The text of a card."""
     on_hub = is_on_hub(base_model)
@@ -135,6 +145,8 @@ def render(
     card = ModelCard.from_template(
         ModelCardData(),
         template_path=str(TEMPLATE),
+        method=method,
+        described=METHODS[method],
         base=base or "the base model",
         named=bool(base),
         on_hub=on_hub,

@@ -41,6 +41,7 @@ def test_edits_of_one_target_share_their_allocation():
 
 def test_more_targets_than_allocations_are_refused_and_leave_no_trace():
     editor = editor_of(num_experts=2, top_k=1, num_layers=1)
+    editor.prepare()
     before = state(editor)
     with pytest.raises(ValueError, match="All 2 allocations"):
         editor.edit(FACTS[:3])
@@ -111,7 +112,8 @@ def test_undo_gives_a_named_prompt_back_and_is_refused_where_codes_decide():
 
 
 def test_training_that_breaks_down_leaves_no_trace():
-    editor = editor_of(plain(learning_rate=1e30, max_steps=20, batch_size=4))
+    editor = editor_of(plain(learning_rate=float("inf"), batch_size=4))
+    editor.prepare()
     before = state(editor)
     with pytest.raises(EditingError, match="Nothing of this batch was kept"):
         editor.edit(FACTS[:4])
@@ -135,9 +137,9 @@ def test_replay_keeps_earlier_edits():
 
 @pytest.mark.parametrize("config", [SMALL, HAMMING, HAMMING | {"acts_from": "start", "allocation": "hard"}], ids=str)
 def test_trainer(tmp_path, config):
-    editor = editor_of(guide_lambda=0.1, **config)
+    editor = editor_of(guide_lambda=1.0, **config)
     arguments = TrainingArguments(
-        str(tmp_path), num_train_epochs=40, learning_rate=2e-2, report_to="none", use_cpu=True, save_strategy="no"
+        str(tmp_path), num_train_epochs=100, learning_rate=2e-2, report_to="none", use_cpu=True, save_strategy="no"
     )
     EditTrainer(editor.model, arguments, train_dataset=FACTS[:4], processing_class=editor.tokenizer).train()
     editor.model.eval()

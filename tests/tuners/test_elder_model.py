@@ -214,7 +214,7 @@ def test_allocations_are_drawn_without_replacement_until_none_is_left():
 
 
 def test_without_edits_every_code_is_too_far():
-    assert Codes().distance(torch.ones(2, 6, 4)).tolist() == [torch.inf, torch.inf]
+    assert Codes().nearest(torch.ones(2, 6, 4))[0].tolist() == [torch.inf, torch.inf]
 
 
 def test_an_adapter_of_another_method_is_not_loaded(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -121,7 +122,8 @@ class ELDERProcedure(Procedure):
         if not drawn:
             return [], []
         rows = self.lead.codes(self.adapter_name).rows([edit_id for edit_id, _ in drawn])
-        return self.tokenized([edit for _, edit in drawn]), rows.tolist()
+        items = self.tokenized([edit for _, edit in drawn])
+        return [replace(item, contexts=[]) for item in items], rows.tolist()  # what they have taken on elsewhere stays
 
     def queries_of(self, prompts: Sequence[list[int]]) -> torch.Tensor:
         """The queries of prompts, of shape `(g, q)`: what enters the module that is looked at, at their last tokens."""
@@ -194,4 +196,4 @@ PAPER = EditingArguments(
     end_of_sequence=False,
     contexts=(),
 )
-REPAIRED = EditingArguments(learning_rate=0.05, betas=(0.9, 0.999), max_steps=50, batch_size=4, replay=32)
+REPAIRED = EditingArguments(learning_rate=0.05, betas=(0.9, 0.999), max_steps=50, batch_size=4, replay=16)

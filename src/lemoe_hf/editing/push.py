@@ -143,7 +143,7 @@ def prepare(draft: Path, repo_id: str, push_edits: bool, tags: list[str]) -> int
         withhold_edits(draft)
     entries = read_ledger(draft / WEIGHTS)
     (draft / CARD).touch()
-    complete_card(draft, base_model, entries, config["base_model_fingerprint"])
+    complete_card(draft, base_model, entries, config["base_model_fingerprint"], config["peft_type"])
     card = ModelCard.load(draft / CARD, ignore_metadata_errors=True)
     card.text = card.text.replace(f'"{ADAPTER}"', f'"{repo_id}"')
     card.data.tags = sorted({*card.data.tags, *tags})

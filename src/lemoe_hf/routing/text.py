@@ -100,12 +100,14 @@ class Decision:
 @dataclass(frozen=True)
 class Mixed:
     """
-    What a router with learned keys has chosen for a whole text: experts, each with its gate, by the tokens of its prompt.
+    What a router has chosen for a whole text: experts, each with its gate, by the tokens of its prompt. Where all edits share
+    the experts of several layers, the gates are those of all of them, and the edit of the `nearest` code stands for these.
     """
 
     experts: list[int]
     gates: list[float]
     prompt: tuple[int, ...]
+    nearest: int | None = None
 
 
 @dataclass

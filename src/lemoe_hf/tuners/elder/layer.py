@@ -84,10 +84,14 @@ class ELDERLayer(EditingLayer):
         return (self.gates(adapter_name, queries) > 0).transpose(0, 1).to(torch.int8)
 
     @torch.no_grad()
+    def nearest(self, adapter_name: str, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hamming distance to the nearest code of an edit, and that edit, both of shape `(g,)`, as [`Codes.nearest`] tells."""
+        codes = self.codes(adapter_name)
+        return codes.nearest(self.code(adapter_name, queries).to(codes.codes.device))
+
     def distance(self, adapter_name: str, queries: torch.Tensor) -> torch.Tensor:
         """Hamming distance to the nearest code of an edit, of shape `(g,)`."""
-        codes = self.codes(adapter_name)
-        return codes.distance(self.code(adapter_name, queries).to(codes.codes.device))
+        return self.nearest(adapter_name, queries)[0]
 
     def refresh_codes(self, adapter_name: str) -> None:
         """Compute the codes of all edits anew, by the routers as they are now."""

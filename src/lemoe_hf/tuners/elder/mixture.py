@@ -134,13 +134,17 @@ class Codes(Frozen):
         place = {edit: row for row, edit in enumerate(self.edit.tolist())}
         return torch.tensor([place[edit] for edit in edits], dtype=torch.long, device=self.edit.device)
 
-    def distance(self, codes: torch.Tensor) -> torch.Tensor:
-        """Hamming distance of codes of shape `(g, l, e)` to the nearest of the edits: `(g,)`, even; beyond all without edits."""
+    def nearest(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Hamming distance of codes of shape `(g, l, e)` to the nearest of the edits, and which that is, both of shape `(g,)`. It is
+        even and at most twice the LoRAs that act; without edits it is beyond all, and the edit -1.
+        """
         flat = codes.flatten(1).float()
         if not len(self):
-            return torch.full((len(flat),), torch.inf, device=flat.device)
+            return torch.full((len(flat),), torch.inf), torch.full((len(flat),), -1)
         stored = self.codes.to(flat)
-        return (flat.sum(1)[:, None] + stored.sum(1) - 2 * flat @ stored.T).min(1).values
+        distance, row = (flat.sum(1)[:, None] + stored.sum(1) - 2 * flat @ stored.T).min(1)
+        return distance, self.edit[row]
 
     def check(self, saved: dict[str, torch.Tensor]) -> None:
         sizes = {name: len(tensor) for name, tensor in saved.items()}

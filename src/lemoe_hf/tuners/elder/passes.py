@@ -85,6 +85,7 @@ class QueryPass(Pass):
     ):
         self.lead, self.name, self.batch, self.asked, self.learns = lead, adapter_name, batch, asked, learns
         self.lessons, self.taps = lessons, [] if queried is None else [queried]
+        self.askings = batch.askings  # none of which asks anything
         if lessons is None:
             found = [(i, column) for i, column in enumerate(asked) if column is not None]
             self.at = [
@@ -114,13 +115,15 @@ class QueryPass(Pass):
         """Let each text that has a new prompt keep what acts on it."""
         lead, config = self.lead, self.lead.configs[self.name]
         gates = lead.gates(self.name, queries).transpose(0, 1)
-        acts = torch.ones(len(queries), dtype=torch.bool)
-        if config.deferral and not lead.acts_anyhow(self.name):
-            acts = lead.distance(self.name, queries).cpu() < config.threshold_in_use
+        distance, nearest = lead.nearest(self.name, queries)
+        acts = distance < config.threshold_in_use
+        if not config.deferral or lead.acts_anyhow(self.name):
+            acts = torch.ones_like(acts)
         asked = [(i, column) for i, column in enumerate(self.asked) if column is not None]
-        for (i, column), is_in, of_text in zip(asked, acts.tolist(), gates.flatten(1).tolist(), strict=True):
+        found = zip(asked, acts.tolist(), gates.flatten(1).tolist(), nearest.tolist(), strict=True)
+        for (i, column), is_in, of_text, edit in found:
             text = self.batch.texts[i]
-            text.mixed = Mixed([], of_text if is_in else [0.0], tuple(text.ids[: column + 1]))
+            text.mixed = Mixed([], of_text if is_in else [0.0], tuple(text.ids[: column + 1]), edit)
             if config.acts_from == "start":  # whatever the next prompt asks for acts on all that is cached
                 text.acted = 0
             elif is_in:
