@@ -63,7 +63,9 @@ def main() -> None:
         "arguments": vars(arguments),
         "versions": versions(),
     }
-    print(json.dumps({key: report[key] for key in ("measures", "codes", "loss_when_made", "steps_per_batch")}, indent=1))
+    print(
+        json.dumps({key: report[key] for key in ("measures", "codes", "loss_when_made", "steps_per_batch")}, indent=1)
+    )
     write(report, RESULTS / f"{args.name}.json")
 
 

@@ -71,7 +71,9 @@ def adapter_config(adapter: Path) -> EditingConfig:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{adapter / 'adapter_config.json'} is damaged ({error}). Restore it from a copy.") from None
     if not isinstance(config, EditingConfig):
-        raise ValueError(f"{adapter} is an adapter of type {config.peft_type}, not one of {', '.join(CONFIGS).upper()}.")
+        raise ValueError(
+            f"{adapter} is an adapter of type {config.peft_type}, not one of {', '.join(CONFIGS).upper()}."
+        )
     return config
 
 
@@ -108,9 +110,7 @@ def open_editor(name: str, adapter: Path, method: str = "lemoe") -> LifelongEdit
     return LifelongEditor(loaded, tokenizer)
 
 
-def edit(
-    model: str, edits: Path, adapter: Path, step: int, order: OrderBy, method: str, as_json: bool
-) -> None:
+def edit(model: str, edits: Path, adapter: Path, step: int, order: OrderBy, method: str, as_json: bool) -> None:
     with reported():
         here = processes()
         # Of several edits of one prompt the last one counts, so that the same command can be repeated.
@@ -200,7 +200,8 @@ def inspect(adapter: Path, prompts: list[str], model: str | None, as_json: bool)
         entries = read_ledger(adapter / "adapter_model.safetensors")
         rows = [{"id": entry["id"], "expert": entry["expert"], **entry.get("edit", {})} for entry in entries]
         keys = ("id", "expert", "prompt", "target_new", "subject")
-        title = f"{len(rows)} edits ({config.method}) in {config.num_experts} experts beside {', '.join(sorted(config.target_modules))}"
+        places = ", ".join(sorted(config.target_modules))
+        title = f"{len(rows)} edits ({config.method}) in {config.num_experts} experts beside {places}"
         show([{key: row.get(key, "") for key in keys} for row in rows], title, as_json)
 
 

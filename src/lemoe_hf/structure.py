@@ -123,6 +123,8 @@ def find_linear(layer: nn.Module, hidden: int) -> str | None:
     names = []
     for name, module in layer.named_modules():
         is_within = name.startswith(f"{ffn}.") if ffn else not re.search(r"attn|attention", name)
+        if any(name.startswith(f"{other}.") for _, other in names):  # what an adapter has wrapped
+            continue
         if is_within and (hasattr(module, "in_features") or isinstance(module, Conv1D)):
             sizes = linear_sizes(module)
             if sizes[1] == hidden and not re.search(r"gate$|router", name):
@@ -133,8 +135,8 @@ def find_linear(layer: nn.Module, hidden: int) -> str | None:
 
 def find_linear_targets(model: nn.Module, depth: float, num: int, layers: list[int] | None = None) -> list[str]:
     """
-    Names of the linear layers, as [`find_linear`] finds them, in `num` consecutive layers of which the first is at `depth`, or in
-    the given layers.
+    Names of the linear layers, as [`find_linear`] finds them, in `num` consecutive layers, the first at `depth`, or in the
+    given layers.
 
     Raises:
         ValueError: If there are not as many layers, or one of them has no such linear layer.
@@ -146,8 +148,8 @@ def find_linear_targets(model: nn.Module, depth: float, num: int, layers: list[i
     outside = [index for index in layers if not 0 <= index < len(stack)]
     if outside:
         raise ValueError(
-            f"{type(model).__name__} has {len(stack)} layers (0 to {len(stack) - 1}) in `{stack_name}`, and layers {layers} are "
-            f"asked for. Lower `num_layers` or `depth`, or pass `layers_to_transform`."
+            f"{type(model).__name__} has {len(stack)} layers (0 to {len(stack) - 1}) in `{stack_name}`, and layers {layers} "
+            f"are asked for. Lower `num_layers` or `depth`, or pass `layers_to_transform`."
         )
     targets = []
     for index in layers:
@@ -155,8 +157,8 @@ def find_linear_targets(model: nn.Module, depth: float, num: int, layers: list[i
         if name is None:
             linear = [name for name, module in stack[index].named_modules() if hasattr(module, "in_features")]
             raise ValueError(
-                f"Layer {index} of {type(model).__name__} has no single linear layer that ends its FFN. Pass `target_modules` with "
-                f"names of linear layers; there are {', '.join(linear) or 'none'}."
+                f"Layer {index} of {type(model).__name__} has no single linear layer that ends its FFN. Pass `target_modules` "
+                f"with names of linear layers; there are {', '.join(linear) or 'none'}."
             )
         targets.append(f"{stack_name}.{index}.{name}")
     return targets

@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import TrainingArguments
 
 from facts import FACTS, UNRELATED, plain
 from lemoe_hf import Edit, EditingArguments, EditingError, EditTrainer, ELDERConfig, LifelongEditor
-from peft import get_peft_model
 from tiny import assert_same, byte_tokenizer, logits, tiny
 
 

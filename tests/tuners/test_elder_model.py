@@ -112,9 +112,7 @@ def test_padding_batches_and_caches_change_nothing(config):
     cached = model.generate(**batch, max_new_tokens=6, do_sample=False)
     assert torch.equal(cached, model.generate(**batch, max_new_tokens=6, do_sample=False, use_cache=False))
     beams = model.generate(**batch, max_new_tokens=6, num_beams=3, do_sample=False)
-    assert torch.equal(
-        beams, model.generate(**batch, max_new_tokens=6, num_beams=3, do_sample=False, use_cache=False)
-    )
+    assert torch.equal(beams, model.generate(**batch, max_new_tokens=6, num_beams=3, do_sample=False, use_cache=False))
 
 
 @pytest.mark.parametrize("config", MODES, ids=str)
@@ -164,6 +162,7 @@ def test_models_and_adapters_do_not_meet():
     assert len(editor.tuner.layers_of()[0].codes("default")) == 4
     assert len(other.tuner.layers_of()[0].codes("default")) == 2
     editor.model.add_adapter("second", ELDERConfig(**SMALL | {"layers_to_transform": [1, 2, 3]}))
+    assert not any("base_layer" in name for name in editor.model.peft_config["second"].target_modules)
     assert torch.equal(logits(editor.model, ids), here)
     editor.model.set_adapter("second")
     assert torch.equal(logits(editor.model, ids), logits(tiny(), ids))

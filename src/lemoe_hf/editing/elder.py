@@ -19,7 +19,6 @@ from .activations import CachedBatch
 from .arguments import EditingArguments
 from .hooks import recorded
 from .procedure import Group, Procedure
-from .samples import Sample
 from .tokens import TokenizedEdit
 from .training import EditingError, TrainingOutcome
 
@@ -76,16 +75,16 @@ class ELDERProcedure(Procedure):
         except EditingError as error:
             raise EditingError(str(error), list(range(len(group.edits)))) from None
 
-    def _train(
-        self, batch: CachedBatch, queries: torch.Tensor, allocated: torch.Tensor, num: int
-    ) -> TrainingOutcome:
+    def _train(self, batch: CachedBatch, queries: torch.Tensor, allocated: torch.Tensor, num: int) -> TrainingOutcome:
         """Train on all samples at once until all are learned; the first `num` edits are those of the group."""
         optimizer, arguments = self._optimizer(), self.arguments
         for step in range(arguments.max_steps + 1):
             gates, guide = self.lead.trained(self.adapter_name, queries, allocated)
             losses = batch.losses(batch.logits({self.adapter_name: acting_on(batch, gates)}))
             if not torch.isfinite(losses).all():
-                raise EditingError(f"The loss became {losses[~torch.isfinite(losses)][0].item()} after {step} steps.", [])
+                raise EditingError(
+                    f"The loss became {losses[~torch.isfinite(losses)][0].item()} after {step} steps.", []
+                )
             if step == arguments.max_steps or (losses <= arguments.stop_loss).all():
                 break
             optimizer.zero_grad()
@@ -156,7 +155,9 @@ class ELDERProcedure(Procedure):
             self.unrelated = self.queries_of(self.tokenizer(list(reference_prompts()))["input_ids"])
         config = self.config
         distance = self.lead.distance(self.adapter_name, self.unrelated)
-        config.hamming_threshold, rate = calibrated(distance, self.lead.codes(self.adapter_name).codes.shape[1], config)
+        config.hamming_threshold, rate = calibrated(
+            distance, self.lead.codes(self.adapter_name).codes.shape[1], config
+        )
         if rate > config.false_accept_rate:
             warnings.warn(
                 f"No Hamming threshold is selective: at the smallest, 2, which asks for an edit's very code, {rate:.0%} of "

@@ -151,4 +151,6 @@ class EditingConfig(PeftConfig):
         super().save_pretrained(save_directory, **kwargs)
         weights = Path(save_directory, "adapter_model.safetensors")
         entries = read_ledger(weights) if weights.is_file() else []
-        complete_card(Path(save_directory), self.base_model_name_or_path, entries, self.base_model_fingerprint, self.method)
+        complete_card(
+            Path(save_directory), self.base_model_name_or_path, entries, self.base_model_fingerprint, self.method
+        )

@@ -36,7 +36,8 @@ class ELDERConfig(EditingConfig):
     Args:
         query_source (`str`, *optional*, defaults to `"layer_input"`):
             What the routers read at the prompt's last token: `"layer_input"`, the hidden state before the first layer with a
-            mixture (the paper), or `"linear_input"`, the input of the like linear layer in the layer before (the released code).
+            mixture (the paper), or `"linear_input"`, the input of the linear layer one layer earlier (the released
+            code).
         query_norm (`str`, *optional*, defaults to `"layernorm"`):
             `"layernorm"` gives queries zero mean and unit variance; `"none"` leaves them as they are, as published.
         acts_from (`str`, *optional*, defaults to `"prompt_end"`):
@@ -55,9 +56,9 @@ class ELDERConfig(EditingConfig):
 
     Args:
         deferral_by (`str`, *optional*, defaults to `"names"`):
-            `"names"`: names and what is asked decide, as in [`LEMoEConfig`], and the edit that is found chooses the LoRAs by its
-            stored query; an edit can be undone. `"hamming"`: the distance of a text's code to those of the edits, as published;
-            edits cannot be undone.
+            `"names"`: names and what is asked decide, as in [`LEMoEConfig`], and the edit that is found chooses the LoRAs by
+            its stored query; an edit can be undone. `"hamming"`: the distance of a text's code to those of the edits, as
+            published; edits cannot be undone.
         deferral_threshold (`int` or `str`, *optional*, defaults to `"calibrate"`):
             Hamming distance below which a text is acted on (`"hamming"` only). Distances are even. `"calibrate"` takes the
             largest that keeps the share of unrelated prompts acted on within `false_accept_rate`, and warns where none does.
@@ -98,7 +99,9 @@ class ELDERConfig(EditingConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.top_k > self.num_experts:
-            raise ValueError(f"`top_k={self.top_k}` of `num_experts={self.num_experts}` LoRAs cannot act; lower `top_k`.")
+            raise ValueError(
+                f"`top_k={self.top_k}` of `num_experts={self.num_experts}` LoRAs cannot act; lower `top_k`."
+            )
         is_number = isinstance(self.deferral_threshold, int) and self.deferral_threshold >= 0
         if self.deferral_threshold != "calibrate" and not is_number:
             raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ... import structure
-from ...routing.passes import EVERYTHING, Batch, Pass, Places
+from ...routing.passes import EVERYTHING, Batch, Pass
 from ...routing.training_batch import Lesson, lessons_of, new_edits
 from ..known import KNOWN
 from ..layer import EditingLayer
@@ -20,7 +20,7 @@ from .passes import MixedPlaces, NamedPass, QueryPass, prompt_columns
 
 class ELDERLayer(EditingLayer):
     r"""
-    A frozen linear layer with LoRAs beside it: $h(x) = W_0 x + \lambda \sum_{i \in T} s_i B_i A_i x$ (ELDER, section "Methods").
+    A frozen linear layer with LoRAs beside it: $h(x) = W_0 x + \lambda \sum_{i \in T} s_i B_i A_i x$ (ELDER, "Methods").
 
     The layer that leads, the first, also holds the codes of the edits, and chooses for all.
     """
@@ -166,9 +166,7 @@ class ELDERLayer(EditingLayer):
         if new:
             rows = [lessons.index(lesson) for lesson in new]
             ids = [entry["id"] for entry in entries]
-            self.codes(adapter_name).add(
-                ids, queries[rows], allocated[rows], self.code(adapter_name, queries[rows])
-            )
+            self.codes(adapter_name).add(ids, queries[rows], allocated[rows], self.code(adapter_name, queries[rows]))
             targets = [(entry["id"], tuple(entry["target_ids"])) for entry in entries if entry["target_ids"]]
             made = [replace(anchor, expert=anchor.edit) for anchor in made]
             entries = [entry | {"expert": entry["id"]} for entry in entries]

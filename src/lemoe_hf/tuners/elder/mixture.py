@@ -20,8 +20,8 @@ from .config import ELDERConfig
 
 class Mixture(nn.Module):
     r"""
-    LoRAs of one layer and their router: $\Delta(x) = \sum_{i \in T} s_i B_i A_i x$ with $s = \mathrm{softmax}(W q)$ and T its top
-    k, not renormalised (ELDER, section "Mixture-of-LoRA").
+    LoRAs of one layer and their router: $\Delta(x) = \sum_{i \in T} s_i B_i A_i x$ with $s = \mathrm{softmax}(W q)$ and T its
+    top k, not renormalised (ELDER, section "Mixture-of-LoRA").
 
     Args:
         config ([`ELDERConfig`]): Of the adapter.
@@ -136,8 +136,8 @@ class Codes(Frozen):
 
     def nearest(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Hamming distance of codes of shape `(g, l, e)` to the nearest of the edits, and which that is, both of shape `(g,)`. It is
-        even and at most twice the LoRAs that act; without edits it is beyond all, and the edit -1.
+        Hamming distance of codes of shape `(g, l, e)` to the nearest of the edits, and which that is, both of shape `(g,)`. It
+        is even and at most twice the LoRAs that act; without edits it is beyond all, and the edit -1.
         """
         flat = codes.flatten(1).float()
         if not len(self):

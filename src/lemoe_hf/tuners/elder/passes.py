@@ -88,9 +88,7 @@ class QueryPass(Pass):
         self.askings = batch.askings  # none of which asks anything
         if lessons is None:
             found = [(i, column) for i, column in enumerate(asked) if column is not None]
-            self.at = [
-                (batch.pieces[i].row, batch.pieces[i].places[column - batch.firsts[i]]) for i, column in found
-            ]
+            self.at = [(batch.pieces[i].row, batch.pieces[i].places[column - batch.firsts[i]]) for i, column in found]
         else:
             self.at = [(each.row, each.places[0 if each.target else -1]) for each in lessons]
         self.waits = bool(self.at)
