@@ -74,8 +74,9 @@ class ELDERModel(EditingModel):
                 lead = next(layer for layer in layers if layer.has(adapter_name))
                 if linear is None or structure.linear_sizes(linear)[0] != lead.in_features:
                     raise ValueError(
-                        f"`query_source='linear_input'` reads the input of the linear layer before the first mixture, in "
-                        f"layer {index - 1}, and there is none of {lead.in_features} inputs. Use 'layer_input', or a later layer."
+                        f"`query_source='linear_input'` reads the input of the linear layer before the first mixture, "
+                        f"in layer {index - 1}, and there is none of {lead.in_features} inputs. "
+                        f"Use 'layer_input', or a later layer."
                     )
                 return linear
         return None
@@ -100,8 +101,9 @@ class ELDERModel(EditingModel):
     def check_deferral(self, adapter_name: str) -> None:
         if self.peft_config[adapter_name].deferral_by == "hamming":
             raise ValueError(
-                f"The adapter {adapter_name!r} decides by codes (`deferral_by='hamming'`): its edits share all weights, and "
-                f"none can be taken out of them. Edit the prompt again with its earlier answer, make a new adapter without the "
+                f"The adapter {adapter_name!r} decides by codes (`deferral_by='hamming'`): its edits share all weights, "
+                f"and none can be taken out of them. Edit the prompt again with its earlier answer, "
+                f"make a new adapter without the "
                 f"edit, or use `deferral_by='names'`, where an undone prompt goes back to the base model."
             )
 
