@@ -9,7 +9,7 @@ import os
 import sys
 
 
-METHODS = ("LEMOE", "MEMOE")
+METHODS = ("LEMOE", "MEMOE", "ELDER")
 TABLE = "PEFT_TYPE_TO_CONFIG_MAPPING"
 
 

@@ -17,7 +17,16 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from lemoe_hf import EditEvaluator, EditingError, LEMoEConfig, LifelongEditor, MEMoEConfig, plan_order, read_edits
+from lemoe_hf import (
+    EditEvaluator,
+    EditingError,
+    ELDERConfig,
+    LEMoEConfig,
+    LifelongEditor,
+    MEMoEConfig,
+    plan_order,
+    read_edits,
+)
 from lemoe_hf.card import write_figures
 from lemoe_hf.editing.ordering import OrderBy
 from lemoe_hf.editing.parallel import processes
@@ -26,9 +35,11 @@ from lemoe_hf.tuners.config import EditingConfig
 from lemoe_hf.tuners.ledger import read_ledger
 
 
-METHODS: dict[str, type[EditingConfig]] = {"lemoe": LEMoEConfig, "memoe": MEMoEConfig}
+METHODS: dict[str, type[EditingConfig]] = {"lemoe": LEMoEConfig, "memoe": MEMoEConfig, "elder": ELDERConfig}
 
 out, err = Console(), Console(stderr=True)
+
+CONFIGS = {"lemoe": LEMoEConfig, "elder": ELDERConfig}
 
 
 @contextmanager
@@ -208,7 +219,8 @@ def inspect(adapter: Path, prompts: list[str], model: str | None, as_json: bool)
         entries = read_ledger(adapter / "adapter_model.safetensors")
         rows = [{"id": entry["id"], "expert": entry["expert"], **entry.get("edit", {})} for entry in entries]
         keys = ("id", "expert", "prompt", "target_new", "subject")
-        title = f"{len(rows)} edits in {config.num_experts} experts beside {', '.join(sorted(config.target_modules))}"
+        places = ", ".join(sorted(config.target_modules))
+        title = f"{len(rows)} edits ({config.method}) in {config.num_experts} experts beside {places}"
         show([{key: row.get(key, "") for key in keys} for row in rows], title, as_json)
 
 

@@ -55,7 +55,7 @@ def edit(
         typer.Option(help="Which edits to make together: as the file has them, or planned over the whole file."),
     ] = "none",
     method: Annotated[
-        Optional[Literal["lemoe", "memoe", "wilke", "rome"]],
+        Optional[Literal["lemoe", "memoe", "elder", "wilke", "rome"]],
         typer.Option(
             help="Method of a new adapter, by default lemoe; one that is there has its own. Rank-one edits come out as a LoRA "
             "adapter: wilke, each at the layer where it is the smallest change, or rome, at `--layer`."

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from .evaluation import EditEvaluator
     from .rank_one import RankOneArguments, RankOneEditor, select_layer
+    from .tuners.elder import ELDERConfig, ELDERLayer, ELDERModel
     from .tuners.lemoe import LEMoEConfig, LEMoELayer, LEMoEModel
     from .tuners.memoe import MEMoEConfig, MEMoELayer, MEMoEModel
 
@@ -35,6 +36,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "CommitCallback",
+    "ELDERConfig",
+    "ELDERLayer",
+    "ELDERModel",
     "Edit",
     "EditCollator",
     "EditEvaluator",
@@ -74,6 +78,7 @@ _MODULES = {
     ),
     "evaluation": ("EditEvaluator",),
     "rank_one": ("RankOneArguments", "RankOneEditor", "select_layer"),
+    "tuners.elder": ("ELDERConfig", "ELDERLayer", "ELDERModel"),
     "tuners.lemoe": ("LEMoEConfig", "LEMoELayer", "LEMoEModel"),
     "tuners.memoe": ("MEMoEConfig", "MEMoELayer", "MEMoEModel"),
 }

@@ -46,6 +46,12 @@ METHODS = {
         "corrected together with {} (model editing by a mixture of experts that all edits share)",
         "which experts act depends on each token and its text",
     ),
+    "ELDER": Method(
+        "ELDER",
+        "https://arxiv.org/abs/2408.11869",
+        "corrected with {} (lifelong model editing by a mixture of LoRAs that all edits share)",
+        "which LoRAs act depends on the prompt",
+    ),
 }
 
 
@@ -172,6 +178,8 @@ def render(
     card = ModelCard.from_template(
         ModelCardData(),
         template_path=str(TEMPLATE),
+        method=method,
+        described=METHODS[method],
         base=base or "the base model",
         named=bool(base),
         on_hub=on_hub,

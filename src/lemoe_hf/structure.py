@@ -132,9 +132,10 @@ def _ffn_output(model: nn.Module, layer: nn.Module, index: int) -> str:
         # What lies within a linear map belongs to an adapter.
         if part and sizes is not None and not any(part.startswith(f"{outer}.") for outer in linears):
             linears[part] = sizes
-    is_mixture = any(isinstance(module, nn.ModuleList) for _, module in parts) or any(
+    own = [module for part, module in parts if not any(part.startswith(f"{outer}.") for outer in linears)]
+    is_mixture = any(isinstance(module, nn.ModuleList) for module in own) or any(
         weight.dim() == 3 and len(weight) > 1
-        for _, module in parts
+        for module in own
         if not isinstance(module, nn.Conv1d)
         for weight in module.parameters(recurse=False)
     )
@@ -148,8 +149,8 @@ def _ffn_output(model: nn.Module, layer: nn.Module, index: int) -> str:
         why = "is a mixture of experts, which has one for each expert" if is_mixture else "has none"
         looked = ", ".join(f"{part} {sizes}" for part, sizes in linears.items()) or "no linear maps"
         raise ValueError(
-            f"A rank-one edit changes the second matrix of a dense FFN; layer {index} of {type(model).__name__} {why}. Looked "
-            f"at: {looked}. Pass other layers, or edit this model with LEMoE."
+            f"What is edited is the second matrix of a dense FFN; layer {index} of {type(model).__name__} {why}. Looked at: "
+            f"{looked}. Pass other layers, or edit this model with LEMoE."
         )
     return f"{name}.{found[-1]}" if name else found[-1]
 

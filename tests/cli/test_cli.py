@@ -180,6 +180,12 @@ def test_every_order_of_the_package_can_be_asked_for_and_no_other(base: Path, ed
     assert "'size' is not one of" in output
 
 
+def test_another_method_may_be_asked_for_and_says_what_it_needs(base: Path, edits: Path, tmp_path: Path):
+    options = ("--model", base, "--edits", edits, "--adapter", tmp_path / "elder", "--method")
+    assert "has 4 layers" in run("edit", *options, "elder", code=1)
+    assert "Invalid value" in run("edit", *options, "another", code=2)
+
+
 def test_inspect_explains_a_prompt(adapter: Path):
     prompts = [EDITS[0]["prompt"], "Is it late?"]
     explained = json.loads(

@@ -41,6 +41,8 @@ class EditingArguments:
         share_out (`bool`, *optional*, defaults to `False`):
             Share the edits of a call out among the processes of `accelerate launch`, all of which must make the call.
             Only experts of one edit each, with `routing="nearest_anchor"`, can be; any others every process trains itself.
+        replay (`int`, *optional*, defaults to `0`):
+            Earlier edits, drawn at random, that are trained along with each batch where all edits share their weights (ELDER).
     """
 
     learning_rate: float = 0.15
@@ -53,6 +55,7 @@ class EditingArguments:
     seed: int = 0
     contexts: tuple[str, ...] = CONTEXTS
     share_out: bool = False
+    replay: int = 0
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_steps", "batch_size"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..generation import evaluating
 from ..routing.anchors import Anchor
 from .arguments import EditingArguments
 from .edited import EditedModel
+from .elder import ELDERProcedure
 from .explanation import Explanation, explain
 from .lemoe import LEMoEProcedure
 from .memoe import MEMoEProcedure
@@ -28,7 +30,7 @@ from .tokens import Calibration
 from .training import EditingError
 
 
-PROCEDURES = {"LEMOE": LEMoEProcedure, "MEMOE": MEMoEProcedure}
+PROCEDURES = {"LEMOE": LEMoEProcedure, "MEMOE": MEMoEProcedure, "ELDER": ELDERProcedure}
 
 
 class LifelongEditor(EditedModel):
@@ -65,7 +67,7 @@ class LifelongEditor(EditedModel):
     ):
         super().__init__(model, tokenizer, adapter_name)
         procedure = PROCEDURES[self.config.peft_type]
-        self.arguments = arguments or procedure.default_arguments(self.config)
+        self.arguments = arguments or replace(procedure.default_arguments(self.config))
         self._procedure = procedure(self, self.arguments)
         self._calibration: Calibration | None = None
 

@@ -136,6 +136,8 @@ def looked_at(editor: EditedModel, prompts: Sequence[list[int]]) -> list[tuple[T
 
 def acting(text: Text) -> list[int]:
     """The experts that act when a prompt is over."""
+    if text.mixed is not None and text.mixed.nearest is not None:
+        return [text.mixed.nearest] if any(text.mixed.gates) else []
     if text.mixed is not None:
         return [expert for expert, gate in zip(text.mixed.experts, text.mixed.gates, strict=True) if gate > 0]
     return [] if text.acting is None else [text.acting.expert]

@@ -28,6 +28,8 @@ class CommitCallback(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, **kwargs):
         tuner = model.base_model
         if args is not None and args.world_size > 1:
+            if not isinstance(tuner, LEMoEModel):
+                raise ValueError("Only LEMoE adapters can be trained by several processes; launch this one by itself.")
             self._gather(tuner)
         tuner.end_training()
 

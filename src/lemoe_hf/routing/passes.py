@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
+from torch import nn
 
 from .layout import Piece
 from .router import Asking, Router, score, waiting
@@ -141,6 +142,10 @@ class Pass:
     router: Router
     batch: Batch
     recorded: list[torch.Tensor] = field(default_factory=list, kw_only=True)
+
+    # The modules whose inputs it looks at, if not those of the adapter; and whether what acts has gradients.
+    taps: ClassVar[list[nn.Module] | None] = None
+    learns = False  # no field: those of passes that have it come in their own order
 
     def __post_init__(self) -> None:
         self.askings = self.batch.askings

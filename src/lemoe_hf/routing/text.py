@@ -104,13 +104,15 @@ class Decision:
 class Mixed:
     """
     What acts on a whole text, by the tokens of its prompt: experts, each with its gate, as a router with learned keys chooses
-    them; or a mixture, which is one for all texts, with the tokens of what the prompt is about.
+    them; or a mixture, which is one for all texts, with the tokens of what the prompt is about; or, where all edits share
+    the experts of several layers, the gates of all of them, with the edit of the `nearest` code.
     """
 
     experts: list[int]
     gates: list[float]
     prompt: tuple[int, ...]
     entity: tuple[int, ...] = ()
+    nearest: int | None = None
 
 
 @dataclass
@@ -149,6 +151,8 @@ class Text(Tokens):
         ]
         self.found, self.searched = [], 0
         self.acted = self.acted if self.acted < length else ENDLESS
+        if self.mixed is not None and length < len(self.mixed.prompt):
+            self.mixed = None
         self._close()
         last = self.decisions[-1] if self.decisions else None
         if last is not None and last.edit is not None and not self._is_past(last):

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from ..registration import register
+from .elder import ELDERConfig, ELDERModel
 from .lemoe import LEMoEConfig, LEMoEModel
 from .memoe import MEMoEConfig, MEMoEModel
 
@@ -18,3 +19,4 @@ def push(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 register("lemoe", LEMoEConfig, LEMoEModel, push)
 register("memoe", MEMoEConfig, MEMoEModel, push)
+register("elder", ELDERConfig, ELDERModel, push)

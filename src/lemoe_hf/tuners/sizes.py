@@ -111,7 +111,7 @@ def check(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]
                 raise ValueError(
                     f"The adapter's weights are damaged: {container} has unequal numbers of experts, {sizes}."
                 )
-        if isinstance(module, (Anchors, Targets, Relations)):
+        if hasattr(module, "check"):
             module.check(own)
 
 
