@@ -125,7 +125,7 @@ def put_edits(
                 weight.data[i] = torch.randn(weight.shape[1:], generator=generator)
     if name in layers[0].lemoe_router:
         layers[0].open_keys(name, len(prompts))
-    first_expert, first_edit = len(layers[0].lemoe_bank[name]), layers[0].lemoe_anchors[name].next_edit()
+    first_expert, first_edit = len(layers[0].lemoe_bank[name]), layers[0].next_edit(name)
     anchors, entries = [], []
     for i, prompt in enumerate(prompts):
         left, right = subjects[i] if subjects else (0, len(prompt) - 1)

@@ -131,7 +131,7 @@ class LifelongEditor(EditedModel):
 
     def _to_store(self, group: Group) -> tuple[list[Anchor], list[dict]]:
         """Anchors and ledger entries of edits that are about to be made."""
-        first_id, anchors, entries = self._lead.anchors(self.adapter_name).next_edit(), [], []
+        first_id, anchors, entries = self._lead.next_edit(self.adapter_name), [], []
         made = zip(group.edits, group.items, self._procedure.experts_of(group), strict=True)
         for edit_id, (edit, item, expert) in enumerate(made, first_id):
             entries.append({"id": edit_id, "expert": expert, "edit": edit.to_dict()})

@@ -39,7 +39,7 @@ class CommitCallback(TrainerCallback):
         trained = [entry for entry in tuner.ledger() if entry["expert"] >= expert and "prompt_ids" in entry]
         own = {tuple(entry["prompt_ids"]): entry for entry in trained}
         seen = {tuple(entry["prompt_ids"]): entry for entry in gather_object(list(own.values()))}
-        first = lead.anchors(tuner.active_adapters[0]).next_edit()
+        first = lead.next_edit(tuner.active_adapters[0])
         missing = [prompt for prompt in seen if prompt not in own]
         anchors = [
             Anchor(prompt, first + i, expert, len(prompt) - 1, is_prompt=True) for i, prompt in enumerate(missing)

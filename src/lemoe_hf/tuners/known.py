@@ -15,10 +15,11 @@ from ..routing.vocabulary import Vocabulary, kinds_from_lists
 from .config import EditingConfig
 from .ledger import Bytes, lines_of
 from .sizes import write_sizes
+from .stamp import Stamp
 
 
 # In the order in which it is saved.
-KNOWN = ("anchors", "targets", "vocabulary", "relations", "ledger")
+KNOWN = ("anchors", "targets", "vocabulary", "relations", "ledger", "stamp")
 
 
 class KnownEdits:
@@ -41,6 +42,13 @@ class KnownEdits:
         if config.asks_relation:
             sizes = [getattr(config, name) for name in Relations.sizes]
             self.container("relations")[adapter_name] = Relations(*sizes)
+
+    def stamp(self, adapter_name: str) -> Stamp:
+        return self.container("stamp")[adapter_name]
+
+    def next_edit(self, adapter_name: str) -> int:
+        """The identifier of the next edit. None is given twice, also when the edit that had it was undone."""
+        return max(int(self.stamp(adapter_name).next_edit), self.anchors(adapter_name).next_edit())
 
     def leads(self, adapter_name: str) -> bool:
         """Whether this layer knows the edits of an adapter."""
@@ -86,6 +94,8 @@ class KnownEdits:
         targets: list[tuple[int, tuple[int, ...]]],
     ) -> None:
         """Append anchors, lines of the ledger, and targets."""
+        stamp, ids = self.stamp(adapter_name), [anchor.edit for anchor in anchors]
+        stamp.next_edit = stamp.next_edit.new_tensor([max([int(stamp.next_edit), *(each + 1 for each in ids)])])
         self.anchors(adapter_name).add(anchors)
         self.targets(adapter_name).add(targets)
         self.ledger(adapter_name).append(lines_of(entries))

@@ -20,7 +20,9 @@ from ..routing.relations import TAPS
 from .config import EditingConfig
 from .layer import EditingLayer
 from .ledger import entries_of, lines_of
-from .sizes import check, completed, fit_to, write_sizes
+from .loaded import take
+from .sizes import write_sizes
+from .stamp import sample_of
 
 
 class EditingModel(BaseTuner):
@@ -71,11 +73,15 @@ class EditingModel(BaseTuner):
             )
         if any(other is config for name, other in self.peft_config.items() if name != adapter_name):
             config = self.peft_config[adapter_name] = copy.copy(config)  # each adapter grows by itself
+        if config.in_use:
+            for name, size in config.sizes().items():
+                setattr(config, name, size)
         config.in_use = True
         self._check_base_model(model, config)
         self.context = RoutingContext.of(model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.context.tap(adapter_name, self._taps(model, adapter_name))
+        self.layers_with(adapter_name)[0].stamp(adapter_name).put_on(sample_of(model))
         self.context.blocks = [
             block
             for block in model.modules()
@@ -180,22 +186,9 @@ class EditingModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Give every layer the sizes of what is loaded: an adapter may be loaded onto one with fewer or more edits."""
+        """Look at what is loaded, and give every layer its sizes: it may have fewer edits than what was there, or more."""
         state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, EditingLayer)}
-        own = {
-            name: {key[len(name) + 1 :]: value for key, value in state_dict.items() if key.startswith(f"{name}.")}
-            for name, layer in layers.items()
-            if layer.has(adapter_name)
-        }
-        own = {name: completed(layers[name], adapter_name, tensors) for name, tensors in own.items()}
-        for name, tensors in own.items():  # all of them before the first is resized: an error changes nothing
-            check(layers[name], adapter_name, tensors)
-        for name, tensors in own.items():
-            fit_to(layers[name], adapter_name, tensors)
-        return state_dict | {
-            f"{name}.{key}": tensor for name, tensors in own.items() for key, tensor in tensors.items()
-        }
+        return take(model, adapter_name, state_dict)
 
     # ---------------------------------------------------------------------------------------------------- edits, ledger
 
@@ -206,9 +199,14 @@ class EditingModel(BaseTuner):
             ValueError: If there is no such adapter.
         """
         name = self._adapter(adapter_name)
-        return sorted(
-            (layer for layer in self.context.layers if layer.has(name)), key=lambda layer: not layer.leads(name)
-        )
+        layers = self.layers_with(name)
+        layers[0].check_loaded(name)
+        return layers
+
+    def layers_with(self, adapter_name: str) -> list[EditingLayer]:
+        """The same, also if nobody has looked yet at what was loaded."""
+        layers = [layer for layer in self.context.layers if layer.has(adapter_name)]
+        return sorted(layers, key=lambda layer: not layer.leads(adapter_name))
 
     def _adapter(self, adapter_name: str | None) -> str:
         name = adapter_name or self.active_adapters[0]
@@ -260,6 +258,7 @@ class EditingModel(BaseTuner):
         name = self._adapter(adapter_name)
         self.check_deferral(name)
         lead = self.layers_of(name)[0]
+        lead.stamp(name).next_edit.fill_(lead.next_edit(name))
         entries = entries_of(lead.ledger(name).text)
         removed = next((entry for entry in entries if entry["id"] == edit), None)
         if removed is None:
