@@ -18,6 +18,7 @@ SOURCE = ROOT / "src" / "lemoe_hf"
 # From the leaves up; a part may import those before it.
 ORDER = [
     "registration",
+    "display",
     "card",
     "structure",
     "data",

@@ -162,16 +162,23 @@ class LifelongEditor(EditedModel):
         """
         return explain(self, prompt)
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
+    def save_pretrained(self, save_directory: str | Path, overwrite: bool = False) -> None:
         """
         Save the adapter, and beside it `edits.jsonl`, the ledger for people to read.
 
         Everything is written to a folder within it first: a full disk, or a crash, costs nothing that was saved.
 
+        Args:
+            save_directory (`str` or `Path`): The folder, which is made if need be.
+            overwrite (`bool`, *optional*, defaults to `False`): Replace an adapter that is another one, too.
+
         Raises:
-            OSError: If the folder cannot be written.
+            OSError: If the folder cannot be written, or another process is writing to it.
+            ValueError: If the folder holds an adapter that is not this one, as it was loaded or last saved; or is no name.
         """
-        save_adapter(self.model, self.adapter_name, self.edits(), Path(save_directory))
+        if not str(save_directory):
+            raise ValueError("`save_directory` is empty. Pass the folder to save to, `.` for the one you are in.")
+        save_adapter(self.model, self.adapter_name, self.edits(), Path(save_directory), overwrite)
 
     def push_to_hub(self, repo_id: str, push_edits: bool = True, **kwargs: Any) -> CommitInfo:
         """

@@ -218,5 +218,7 @@ class EditingConfig(PeftConfig):
         self.format_version = FORMAT
         super().save_pretrained(save_directory, **kwargs)
         weights = Path(save_directory, "adapter_model.safetensors")
+        if weights.is_file():  # safetensors writes for the owner alone, whatever is asked for
+            weights.chmod(Path(save_directory, "adapter_config.json").stat().st_mode)
         entries = read_ledger(weights) if weights.is_file() else []
         complete_card(Path(save_directory), self.base_model_name_or_path, entries, self.base_model_fingerprint)
