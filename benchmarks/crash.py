@@ -1,4 +1,4 @@
-"""Kill -9 at random moments of editing and saving: what is on disk loads, holds the last commit, and goes on as if nothing had been.
+"""Kill -9 at random moments of editing and saving: what is on disk loads, holds the last commit, and goes on.
 
     python benchmarks/crash.py --kills 200
 

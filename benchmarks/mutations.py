@@ -2,8 +2,9 @@
 
     python benchmarks/mutations.py --number 10000
 
-On a tiny random model of the tests. Right is an error that names the damage, or the same answers. What a config is there to set may
-be set, and is counted by itself; so are weights whose digest was taken away: they are another adapter, which must be whole.
+On a tiny random model of the tests. Right is an error that names the damage, or the same answers. What a config is there to
+set may be set, and is counted by itself; so are weights whose digest was taken away: they are another adapter, which must be
+whole.
 """
 
 from __future__ import annotations

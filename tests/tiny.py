@@ -171,6 +171,11 @@ def adapter_state(model, adapter_name: str = "default") -> dict[str, torch.Tenso
     }
 
 
+def edits_state(model, adapter_name: str = "default") -> dict[str, torch.Tensor]:
+    """The same, without the stamp: that an edit was there, and has its identifier for itself, is not taken back."""
+    return {name: tensor for name, tensor in adapter_state(model, adapter_name).items() if "_stamp." not in name}
+
+
 def committed(model) -> dict[str, torch.Tensor]:
     """What must never change again: experts and anchors that are stored."""
     return {name: tensor for name, tensor in adapter_state(model).items() if "_bank" in name or "_anchors" in name}

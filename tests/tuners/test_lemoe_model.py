@@ -18,6 +18,7 @@ from tiny import (
     assert_same,
     committed,
     edited,
+    edits_state,
     logits,
     prompts_of,
     put_edits,
@@ -243,22 +244,18 @@ def test_undo_leaves_every_other_output_bit_identical(family, which):
 
 def test_undo_of_the_last_edit_restores_the_whole_state():
     model = edited()
-    empty = told_of_edits(model), copy.deepcopy(model.peft_config["default"])
+    empty = edits_state(model), copy.deepcopy(model.peft_config["default"])
     edits = put_edits(model, prompts_of(3), subjects=[SUBJECT] * 3)
-    state, config = told_of_edits(model), copy.deepcopy(model.peft_config["default"])
+    state, config = edits_state(model), copy.deepcopy(model.peft_config["default"])
     (last,) = put_edits(model, [[9, 9, 9]], seed=5)
     model.base_model.remove_edit(last)
-    assert_same(told_of_edits(model), state)
+    assert_same(edits_state(model), state)
     assert model.peft_config["default"] == config
     for edit in edits:
         model.base_model.remove_edit(edit)
-    assert_same(told_of_edits(model), empty[0])
+    assert_same(edits_state(model), empty[0])
     assert model.peft_config["default"] == empty[1]
     assert put_edits(model, [[9, 9, 9]]) == [4]  # no identifier is given twice
-
-
-def told_of_edits(model) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in adapter_state(model).items() if "_stamp." not in name}
 
 
 def test_undo_of_an_edit_that_shares_its_expert_keeps_the_expert():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .push import push_model
 from .result import EditResult
 from .save import save_adapter
 from .tokens import Calibration
-from .training import EditingError
+from .training import EditingError, in_plain_mode, warn_of_unlearned
 
 
 PROCEDURES = {"LEMOE": LEMoEProcedure}
@@ -70,6 +70,7 @@ class LifelongEditor(EditedModel):
 
     # --------------------------------------------------------------------------------------------------------- editing
 
+    @in_plain_mode
     def edit(self, edits: Edit | Sequence[Edit]) -> EditResult:
         """
         Make edits: train, commit, and tell what changed.
@@ -78,11 +79,14 @@ class LifelongEditor(EditedModel):
         one group fails, those before it stay and it leaves no trace.
 
         Raises:
+            TypeError: If they are no edits.
             ValueError: If there are no edits, one of them has no target tokens or is longer than the model's context,
                 two of them give one prompt different targets, or the adapter is not active.
             EditingError: If training breaks down; the message names the edits.
         """
-        edits = [edits] if isinstance(edits, (Edit, str, dict)) else list(edits)
+        edits = list(edits) if isinstance(edits, Iterable) and not isinstance(edits, (str, dict)) else [edits]
+        if self.left_out:
+            raise ValueError(f"The edits {sorted(self.left_out)[:20]} are left out here. Leave `without` first.")
         items = self._procedure.tokenized(edits)
         self.check_active()
         began, records = time.perf_counter(), []
@@ -90,8 +94,10 @@ class LifelongEditor(EditedModel):
             self.prepare()
             for group in self._procedure.plan(edits, items):
                 records += self._make(group)
+        warn_of_unlearned(records)
         return EditResult(self, records, time.perf_counter() - began)
 
+    @in_plain_mode
     def prepare(self) -> None:
         """
         Measure what edits need to know of the base model; the first edit does it, unless it was done before.
@@ -140,6 +146,7 @@ class LifelongEditor(EditedModel):
 
     # ------------------------------------------------------------------------------------------------ looking and undo
 
+    @in_plain_mode
     def undo(self, edit_id: int) -> dict:
         """
         Take one edit back, exactly: its prompt gets its earlier answer, and nothing else changes.

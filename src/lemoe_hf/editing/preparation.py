@@ -13,6 +13,7 @@ from .procedure import Procedure
 from .relations import fit_relations, learn_vocabulary, relation_keys
 from .scale import output_scale
 from .tokens import TokenizedEdit
+from .vocabularies import note_tokenizer
 
 
 @torch.no_grad()
@@ -20,6 +21,7 @@ def prepare(procedure: Procedure) -> None:
     """Measure the scale in which experts write, what tokens are, and how relations are told apart, if nobody has yet."""
     name, root, tokenizer = procedure.adapter_name, procedure.root, procedure.tokenizer
     context, lead = procedure.tuner.context, procedure.layers[0]
+    note_tokenizer(tokenizer, lead.stamp(name))
     with evaluating(root):
         if procedure.config.normalize and procedure.config.output_scale is None:
             scale = output_scale(root, context, lead, tokenizer)

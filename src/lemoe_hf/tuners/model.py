@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .. import structure
 from ..routing.anchors import Anchor
 from ..routing.context import RoutingContext
 from ..routing.relations import TAPS
+from .base_model import check_base_model
 from .config import EditingConfig
 from .layer import EditingLayer
 from .ledger import entries_of, lines_of
@@ -43,20 +44,6 @@ class EditingModel(BaseTuner):
 
     # -------------------------------------------------------------------------------------------------------- injection
 
-    def _check_base_model(self, model: nn.Module, config: EditingConfig) -> None:
-        base_config = getattr(model, "config", None)
-        structure.check_causal(model)
-        found = structure.fingerprint(model)
-        if config.base_model_fingerprint is None:
-            config.base_model_fingerprint = found
-        elif config.base_model_fingerprint != found:
-            warnings.warn(
-                f"This adapter was made for {config.base_model_name_or_path or 'another base model'} (fingerprint "
-                f"{config.base_model_fingerprint}), but is put on {getattr(base_config, 'name_or_path', '') or 'a model'} "
-                f"(fingerprint {found}). Its edits will not answer as they did; load the base model it was made for.",
-                stacklevel=2,
-            )
-
     def _prepare_adapter_config(self, peft_config: EditingConfig, model_config: dict) -> EditingConfig:
         if peft_config.target_modules is None:
             layers = peft_config.layers_to_transform
@@ -77,7 +64,7 @@ class EditingModel(BaseTuner):
             for name, size in config.sizes().items():
                 setattr(config, name, size)
         config.in_use = True
-        self._check_base_model(model, config)
+        check_base_model(model, config)
         self.context = RoutingContext.of(model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.context.tap(adapter_name, self._taps(model, adapter_name))
@@ -253,8 +240,11 @@ class EditingModel(BaseTuner):
 
         Raises:
             KeyError: If the ledger has no such edit.
+            TypeError: If it is no whole number.
             ValueError: If the adapter acts on every prompt: without deferral no prompt can be given back to the base model.
         """
+        if not isinstance(edit, Integral) or isinstance(edit, bool):
+            raise TypeError(f"An edit is undone by its `id`, a whole number; got {edit!r}.")
         name = self._adapter(adapter_name)
         self.check_deferral(name)
         lead = self.layers_of(name)[0]
