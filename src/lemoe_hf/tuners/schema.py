@@ -155,7 +155,9 @@ def check_tensor(name: str, tensor: torch.Tensor, rule: Rule | None) -> None:
     if rule is not None and rule.low is not None:
         allowed = (rule.low, rule.high)
     if not (allowed[0] <= low and high <= allowed[1]):  # NaN is neither
-        raise wrong(name, f"holds numbers from {low} to {high}, and must have them from {allowed[0]} to {allowed[1]}")
+        raise wrong(
+            name, f"holds numbers from {low:g} to {high:g}, and must have them from {allowed[0]:g} to {allowed[1]:g}"
+        )
 
 
 def check_sizes(prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
