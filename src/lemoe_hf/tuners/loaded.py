@@ -45,11 +45,11 @@ class Loaded:
 
     def seal(self, adapter_name: str) -> None:
         """Bring the stamp up to date with everything that the adapter has stored, in all layers."""
+        stamp, scale = self.stamp(adapter_name), self.configs[adapter_name].output_scale
+        stamp.scale = stamp.scale.new_tensor([scale or 0.0])
         layers = [own_tensors(layer, adapter_name) for layer in self.context.layers if layer.has(adapter_name)]
-        on_disk = any(tensor.device.type == "meta" for tensors in layers for tensor in tensors.values())
-        if not on_disk:
-            found = digest(type(self), layers)
-            self.stamp(adapter_name).seal(found, self.configs[adapter_name].output_scale)
+        if all(tensor.device.type != "meta" for tensors in layers for tensor in tensors.values()):
+            stamp.seal(digest(type(self), layers))
 
     def check_loaded(self, adapter_name: str) -> None:
         """

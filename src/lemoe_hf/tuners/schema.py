@@ -210,10 +210,16 @@ def check_edits(prefix: str, tensors: Mapping[str, torch.Tensor], num_experts: i
 
 
 def digest(method: type[Method], layers: Sequence[Mapping[str, torch.Tensor]]) -> bytes:
-    """As of [`digest_of`], without the stamp, and without what is in training."""
+    """As of [`digest_of`], without what is in training, and of the stamp no more than edits depend on, where it is known."""
     left_out = (f"{method.prefix}stamp.", *(f"{name}." for name in method.adapter_layer_names))
+    kept = {f"{method.prefix}stamp.{name}" for name in ("scale", "next_edit")}
     return digest_of(
-        {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)} for tensors in layers
+        {
+            name: tensor
+            for name, tensor in tensors.items()
+            if (name in kept and bool(tensor.any())) or not name.startswith(left_out)
+        }
+        for tensors in layers
     )
 
 

@@ -48,10 +48,9 @@ class Stamp(Frozen):
         """Note a sample of the model that the adapter was just put on: until it is loaded, it is made for that one."""
         self.here, self.weights = sample, sample.to(self.weights.device)
 
-    def seal(self, digest: bytes, scale: float | None) -> None:
-        """Note what is about to be saved."""
+    def seal(self, digest: bytes) -> None:
+        """Note the digest of what is about to be saved."""
         self.digest = self.digest.new_tensor(list(digest))
-        self.scale = self.scale.new_tensor([scale or 0.0])
         self.files.add(digest)
 
 
