@@ -26,7 +26,7 @@ def whole(mutations, tmp_path_factory):
     return folder, mutations.used(mutations.by_peft, folder)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1))
 def test_a_damaged_adapter_is_refused_or_answers_the_same(mutations, whole, seed):
     folder, expected = whole
