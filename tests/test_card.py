@@ -140,6 +140,31 @@ def test_edits_of_which_only_tokens_are_known_are_counted(tmp_path):
     assert "kept back" not in text
 
 
+CODE = 'x")\nimport os; os.system("echo pwned")\nm = ("y'
+
+
+@pytest.mark.parametrize("name", [CODE, "anna/base\n", "/tmp/`x`", "../..", "<b>", "![x](http://y)", "\x1b[2J"])
+def test_the_name_of_a_base_model_is_no_code(tmp_path, name):
+    text = completed(tmp_path, told(1), name).text
+    assert "os.system" not in text
+    assert 'base_model = "fill/in/the/base/model"' in text
+    assert not re.search(r"^# Edits of .*[`<!\x1b]", text, re.MULTILINE)
+
+
+def test_a_text_is_no_image_no_link_and_no_control(tmp_path):
+    target = "![x](http://y) [a](http://b) \\| `c` \x1b[2J\u202e"
+    (row,) = rows_of(completed(tmp_path, told(1, target=target)))
+    assert row == r"| 0 | Who is 0? | \!\[x\](http://y) \[a\](http://b) \\\| \`c\` \[2J |"
+
+
+def test_what_a_base_model_says_of_itself_is_shown_only_if_it_is_a_name(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    for told_of in ('{"architectures": ["x` <script>"]}', '{"architectures": 5}', "[]", "{", "[" * 100_000):
+        (base / "config.json").write_text(told_of)
+        assert "was a local folder, `base`. Fill in" in completed(tmp_path, told(1), str(base)).text
+
+
 # ------------------------------------------------------------------------------------------------ what people write
 
 

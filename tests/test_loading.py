@@ -405,7 +405,7 @@ def test_an_adapter_from_before_targets_and_kinds_of_tokens_were_kept_is_loaded_
     model.save_pretrained(tmp_path)
     file, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     kept = {name: tensor for name, tensor in load_file(file).items() if not any(later in name for later in LATER)}
-    assert len(kept) == len(load_file(file)) - 5
+    assert len(kept) == len(load_file(file)) - 11
     save_file(kept, file, {"format": "pt"})
     sizes = ("num_targets", "num_target_tokens", "num_token_kinds", "num_reply_tokens")
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k not in sizes}))
@@ -421,7 +421,10 @@ def test_an_adapter_from_before_targets_and_kinds_of_tokens_were_kept_is_loaded_
         loaded.load_adapter(tmp_path, "default")
     prefix = "" if loads == "load_adapter" else "base_model.model."
     expected = {prefix + name.removeprefix("base_model.model."): each for name, each in adapter_state(model).items()}
-    assert_same(adapter_state(loaded), expected)
+    actual, expected = (
+        {k: v for k, v in each.items() if "_stamp." not in k} for each in (adapter_state(loaded), expected)
+    )
+    assert_same(actual, expected)
     for ids in (prompts_of(2), unrelated()):
         assert torch.equal(logits(loaded, ids), logits(model, ids))
 
@@ -449,7 +452,7 @@ def test_damaged_targets_are_an_error(tmp_path):
     state = load_file(file)
     (name,) = (name for name in state if name.endswith("lemoe_targets.tokens"))
     save_file(state | {name: state[name][:-1].clone()}, file, {"format": "pt"})
-    with pytest.raises(ValueError, match="targets are damaged"):
+    with pytest.raises(ValueError, match="damaged: lemoe_targets.tokens has 2 tokens, and its lengths tell of 3"):
         PeftModel.from_pretrained(tiny(), tmp_path)
 
 

@@ -19,6 +19,7 @@ SOURCE = ROOT / "src" / "lemoe_hf"
 ORDER = [
     "after_peft",
     "registration",
+    "display",
     "card",
     "structure",
     "data",

@@ -125,7 +125,7 @@ def put_edits(
                 weight.data[i] = torch.randn(weight.shape[1:], generator=generator)
     if name in layers[0].lemoe_router:
         layers[0].open_keys(name, len(prompts))
-    first_expert, first_edit = len(layers[0].lemoe_bank[name]), layers[0].lemoe_anchors[name].next_edit()
+    first_expert, first_edit = len(layers[0].lemoe_bank[name]), layers[0].next_edit(name)
     anchors, entries = [], []
     for i, prompt in enumerate(prompts):
         left, right = subjects[i] if subjects else (0, len(prompt) - 1)
@@ -169,6 +169,11 @@ def adapter_state(model, adapter_name: str = "default") -> dict[str, torch.Tenso
         for name, tensor in model.state_dict().items()
         if "lemoe_" in name and f".{adapter_name}." in name
     }
+
+
+def edits_state(model, adapter_name: str = "default") -> dict[str, torch.Tensor]:
+    """The same, without the stamp: that an edit was there, and has its identifier for itself, is not taken back."""
+    return {name: tensor for name, tensor in adapter_state(model, adapter_name).items() if "_stamp." not in name}
 
 
 def committed(model) -> dict[str, torch.Tensor]:

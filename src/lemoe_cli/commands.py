@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import typer
@@ -13,11 +13,13 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from lemoe_hf import (
+    Edit,
     EditEvaluator,
     EditingError,
     ELDERConfig,
@@ -28,11 +30,14 @@ from lemoe_hf import (
     read_edits,
 )
 from lemoe_hf.card import write_figures
+from lemoe_hf.display import as_json as json_of
+from lemoe_hf.display import visible
 from lemoe_hf.editing.ordering import OrderBy
 from lemoe_hf.editing.parallel import processes
 from lemoe_hf.editing.push import push_folder
+from lemoe_hf.editing.save import WEIGHTS, holds_adapter, tell, writing
 from lemoe_hf.tuners.config import EditingConfig
-from lemoe_hf.tuners.ledger import read_ledger
+from lemoe_hf.tuners.saved import checked_ledger
 
 
 METHODS: dict[str, type[EditingConfig]] = {"lemoe": LEMoEConfig, "memoe": MEMoEConfig, "elder": ELDERConfig}
@@ -51,19 +56,21 @@ def reported():
         yield
     except (ValueError, TypeError, KeyError, OSError, EditingError, SafetensorError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        err.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        lines = "\n".join(map(visible, str(message).split("\n")))
+        err.print(f"error: {lines}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 
 def show(rows: list[dict], title: str, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        print(json_of(rows))
         return
-    table = Table(title=title)
+    table = Table(title=Text(visible(title)))
     for name in rows[0] if rows else ():
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*[f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()])
+        values = [f"{value:.4f}" if isinstance(value, float) else visible(value) for value in row.values()]
+        table.add_row(*map(Text, values))
     out.print(table)
 
 
@@ -71,17 +78,21 @@ def adapter_config(adapter: Path) -> EditingConfig:
     """The config of a saved adapter of this package.
 
     Raises:
-        ValueError: If the folder holds none, a damaged one, or one of another method.
+        ValueError: If the folder holds none, half of one, a damaged one, or one of another method.
     """
     if not (adapter / "adapter_config.json").is_file():
         raise ValueError(f"{adapter} holds no adapter: there is no adapter_config.json. Make one with `lemoe edit`.")
     try:
         config = PeftConfig.from_pretrained(str(adapter))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{adapter / 'adapter_config.json'} is damaged ({error}). Restore it from a copy.") from None
     if not isinstance(config, EditingConfig):
         known = " or ".join(name.upper() for name in METHODS)
         raise ValueError(f"{adapter} is an adapter of type {config.peft_type}, not {known}.")
+    if not (adapter / WEIGHTS).is_file():
+        raise ValueError(
+            f"{adapter} is incomplete: there is no {WEIGHTS}. Run `lemoe edit` again, or restore it from a copy."
+        )
     return config
 
 
@@ -101,7 +112,7 @@ def open_editor(name: str, adapter: Path, method: str | None = None) -> Lifelong
         ValueError: If the folder holds something else, or an adapter of another method than the one asked for.
     """
     tokenizer = AutoTokenizer.from_pretrained(name)
-    exists = (adapter / "adapter_config.json").exists()
+    exists = holds_adapter(adapter)
     if exists:
         there = adapter_config(adapter)
         if method and not isinstance(there, METHODS[method]):
@@ -109,8 +120,6 @@ def open_editor(name: str, adapter: Path, method: str | None = None) -> Lifelong
                 f"{adapter} is an adapter of type {there.method}, and cannot go on as {method.upper()}. Leave --method "
                 f"out, or pass another folder to --adapter."
             )
-    elif adapter.exists() and any(adapter.iterdir()):
-        raise ValueError(f"{adapter} is not empty and holds no adapter. Pass another folder to --adapter.")
     base = AutoModelForCausalLM.from_pretrained(name)
     if processes().num_processes > 1:
         base.to(processes().device)
@@ -129,38 +138,59 @@ def open_editor(name: str, adapter: Path, method: str | None = None) -> Lifelong
     return LifelongEditor(loaded, tokenizer)
 
 
+def alone(adapter: Path):
+    """Inside, no other process writes to an adapter that is loaded, and saved, here."""
+    return writing(adapter, seconds=0) if processes().is_main_process else nullcontext()
+
+
 def edit(model: str, edits: Path, adapter: Path, step: int, order: OrderBy, method: str | None, as_json: bool) -> None:
     with reported():
-        here = processes()
         # Of several edits of one prompt the last one counts, so that the same command can be repeated.
         wanted = list({item.prompt.strip(): item for item in read_edits(edits)}.values())
-        editor = open_editor(model, adapter, method)
-        editor.arguments.share_out = True
-        # Planned are all edits, also those that are there already: a run that was cut off goes on in the same order.
-        with err.status("planning the order"):
-            plan = plan_order(wanted, editor.model, editor.tokenizer, order, step)
-        wanted = [wanted[i] for i in plan.permutation]
-        with err.status("looking at how the base model tells questions apart; once for a base model"):
-            editor.prepare()
-        here.wait_for_everyone()  # what they have read is about to be written
-        there = [entry["edit"] for entry in editor.edits() if "edit" in entry]
-        current = {old["prompt"].strip(): old["target_new"].strip() for old in there}
-        new = [item for item in wanted if current.get(item.prompt.strip()) != item.target_new.strip()]
-        rows: list[dict] = []
-        columns = (TextColumn("editing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err, disable=not (here.is_main_process and err.is_terminal)) as progress:
-            task = progress.add_task("", total=len(new))
-            for first in range(0, len(new), step):
-                result = editor.edit(new[first : first + step])
-                if here.is_main_process:
-                    editor.save_pretrained(adapter)
-                    rows += result.rows()
-                    progress.advance(task, len(result))
-                here.wait_for_everyone()
-        known = len(wanted) - len(new)
-        title = f"{len(new)} edits made" + (f", {known} were there already" if known else "") + f"; saved to {adapter}"
-        if here.is_main_process:
-            show(rows, title, as_json)
+        holds_adapter(adapter)  # or nothing: what is there otherwise is left alone, a lock included
+        with alone(adapter):
+            make(wanted, model, adapter, step, order, method, as_json)
+
+
+def make(
+    wanted: list[Edit],
+    model: str,
+    adapter: Path,
+    step: int,
+    order: OrderBy,
+    method: str | None,
+    as_json: bool,
+) -> None:
+    here = processes()
+    editor = open_editor(model, adapter, method)
+    editor.arguments.share_out = True
+    # Planned are all edits, also those that are there already: a run that was cut off goes on in the same order.
+    with err.status("planning the order"):
+        plan = plan_order(wanted, editor.model, editor.tokenizer, order, step)
+    wanted = [wanted[i] for i in plan.permutation]
+    with err.status("looking at how the base model tells questions apart; once for a base model"):
+        editor.prepare()
+    here.wait_for_everyone()  # what they have read is about to be written
+    if here.is_main_process and holds_adapter(adapter):
+        tell(editor.edits(), adapter)
+    there = [entry["edit"] for entry in editor.edits() if "edit" in entry]
+    current = {old["prompt"].strip(): old["target_new"].strip() for old in there}
+    new = [item for item in wanted if current.get(item.prompt.strip()) != item.target_new.strip()]
+    rows: list[dict] = []
+    columns = (TextColumn("editing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, disable=not (here.is_main_process and err.is_terminal)) as progress:
+        task = progress.add_task("", total=len(new))
+        for first in range(0, len(new), step):
+            result = editor.edit(new[first : first + step])
+            if here.is_main_process:
+                editor.save_pretrained(adapter)
+                rows += result.rows()
+                progress.advance(task, len(result))
+            here.wait_for_everyone()
+    known = len(wanted) - len(new)
+    title = f"{len(new)} edits made" + (f", {known} were there already" if known else "") + f"; saved to {adapter}"
+    if here.is_main_process:
+        show(rows, title, as_json)
 
 
 def generate(prompts: list[str], adapter: Path, model: str | None, max_new_tokens: int, as_json: bool) -> None:
@@ -210,25 +240,29 @@ def inspect(adapter: Path, prompts: list[str], model: str | None, as_json: bool)
             editor = load_editor(adapter, model)
             explained = [editor.explain(prompt) for prompt in prompts]
             if as_json:
-                print(json.dumps([vars(item) for item in explained], ensure_ascii=False, indent=2))
+                print(json_of([vars(item) for item in explained]))
             else:
                 for item in explained:
-                    out.print(str(item), markup=False, highlight=False)
+                    out.print(visible(item), markup=False, highlight=False)
             return
         config = adapter_config(adapter)
-        entries = read_ledger(adapter / "adapter_model.safetensors")
+        entries = checked_ledger(adapter, config)
         rows = [{"id": entry["id"], "expert": entry["expert"], **entry.get("edit", {})} for entry in entries]
         keys = ("id", "expert", "prompt", "target_new", "subject")
-        places = ", ".join(sorted(config.target_modules))
-        title = f"{len(rows)} edits ({config.method}) in {config.num_experts} experts beside {places}"
+        beside = config.target_modules
+        beside = beside if isinstance(beside, str) else ", ".join(sorted(beside or ()))
+        num_experts = len({entry["expert"] for entry in entries})
+        title = f"{len(rows)} edits ({config.method}) in {num_experts} experts beside {beside}"
         show([{key: row.get(key, "") for key in keys} for row in rows], title, as_json)
 
 
 def undo(edit_ids: list[int], adapter: Path, model: str | None, as_json: bool) -> None:
     with reported():
-        editor = load_editor(adapter, model)
-        undone = [editor.undo(edit_id) for edit_id in edit_ids]
-        editor.save_pretrained(adapter)
+        adapter_config(adapter)
+        with alone(adapter):
+            editor = load_editor(adapter, model)
+            undone = [editor.undo(edit_id) for edit_id in edit_ids]
+            editor.save_pretrained(adapter)
         rows = [{"id": entry["id"], **entry.get("edit", {})} for entry in undone]
         show([{key: row.get(key, "") for key in ("id", "prompt", "target_new")} for row in rows], "Undone", as_json)
 

@@ -14,6 +14,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .display import HIDDEN, is_plain
+
 
 TAGS = ["knowledge-editing", "model-editing", "lifelong-editing"]
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -134,10 +136,10 @@ def keep_metadata(directory: Path, earlier: Path) -> None:
 def complete_metadata(data: ModelCardData, base_model: str | None) -> None:
     """Add what the Hub lists adapters by, and the base model if its name can be one of the Hub."""
     known = next(filter(is_on_hub, (data.base_model, base_model)), None)
-    tags = {tag for tag in data.tags or [] if not tag.startswith("base_model:adapter:")}
+    tags = {tag for tag in data.tags or [] if not str(tag).startswith("base_model:adapter:")}
     data.library_name = "peft"
     data.pipeline_tag = data.pipeline_tag or "text-generation"
-    data.tags = sorted(tags | {*TAGS, *([f"base_model:adapter:{known}"] if known else [])})
+    data.tags = sorted(map(str, tags | {*TAGS, *([f"base_model:adapter:{known}"] if known else [])}))
     data.base_model = known
     data.base_model_relation = "adapter" if known else None
 
@@ -148,13 +150,16 @@ def is_on_hub(name: str | None) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return name not in (None, ".") and not Path(name).exists()
+    return name not in (None, ".") and re.fullmatch(r"[\w./-]+", name) is not None and not Path(name).exists()
 
 
 def architecture_of(folder: Path) -> str | None:
     """The class of the model in a folder, if it is there and tells."""
-    config = folder / "config.json"
-    return (json.loads(config.read_text()).get("architectures") or [None])[0] if config.is_file() else None
+    try:
+        (name, *_) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return name if isinstance(name, str) and name.isidentifier() else None
 
 
 def render(
@@ -167,7 +172,8 @@ def render(
 ) -> str:
     """The text of a card."""
     on_hub = is_on_hub(base_model)
-    base = base_model if on_hub or not base_model else Path(base_model).name
+    folder = Path(base_model or "").name
+    base = base_model if on_hub else folder if is_plain(folder) else None  # a name, and neither text nor code
     known = [base_model and architecture_of(Path(base_model)), fingerprint and f"fingerprint `{fingerprint}`"]
     # Of edits of one prompt the last one answers.
     told = {entry["edit"]["prompt"].strip(): entry for entry in entries if "edit" in entry}
@@ -201,10 +207,10 @@ def render(
 
 
 def cell(text: str) -> str:
-    """A text for one cell of a table, which neither ends it nor is read as a tag."""
-    text = " ".join(text.split())
+    """A text for one cell of a table, which neither ends it nor is read as a tag, a link, an image or any other markup."""
+    text = HIDDEN.sub("", " ".join(text.split()))
     text = text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
-    return escape(text, quote=False).replace("|", "\\|")
+    return re.sub(r"[\\`*_\[\]!|~]", r"\\\g<0>", escape(text, quote=False))
 
 
 def protocol_of(measure: str) -> str:

@@ -10,6 +10,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from .data.edit import check_text
+
 
 def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
     """Left-padded `input_ids` and `attention_mask` of shape `(b, t)`."""
@@ -96,9 +98,15 @@ def answers(
         max_new_tokens (`Sequence[int]` or `int`): Upper bound of each answer, or of all.
 
     Raises:
-        ValueError: If the tokenizer has no padding token.
+        ValueError: If the tokenizer has no padding token, or a prompt has no tokens.
     """
+    for prompt in prompts:
+        check_text("A prompt", prompt)
     ids = tokenizer(list(prompts))["input_ids"] if prompts else []
+    if not all(ids):
+        raise ValueError(
+            f"The prompt {prompts[[bool(each) for each in ids].index(False)]!r} has no tokens. Ask something."
+        )
     return [tokenizer.decode(tokens) for tokens in continuations(model, tokenizer, ids, max_new_tokens, batch_size)]
 
 

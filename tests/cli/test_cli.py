@@ -11,6 +11,7 @@ from typing import get_type_hints
 
 import pytest
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import lemoe_hf
@@ -309,3 +310,92 @@ def test_an_adapter_of_memoe_is_made_and_goes_through_every_command(base, edits,
     assert "of type MEMOE, and cannot go on as LEMOE" in " ".join(output.split())
     run("edit", "--model", base, "--edits", edits, "--adapter", adapter)
     assert len(json.loads(run("inspect", "--adapter", adapter, "--json"))) == 2
+
+
+# ------------------------------------------------------------------------------------------------ crashes, other writers
+
+
+@pytest.mark.parametrize("left", [[".lemoe-draft-x"], [".lemoe-draft-x", "adapter_config.json"]])
+def test_a_crash_in_the_first_save_is_resumed_by_the_same_command(base: Path, adapter: Path, edits: Path, left: list):
+    whole = (adapter / "adapter_model.safetensors").read_bytes()
+    for path in list(adapter.iterdir()):
+        if path.name not in left:
+            path.unlink()
+    (adapter / ".lemoe-draft-x").mkdir()
+    run("edit", "--model", base, "--edits", edits, "--adapter", adapter, "--json")
+    assert (adapter / "adapter_model.safetensors").read_bytes() == whole
+    assert not (adapter / ".lemoe-draft-x").exists()
+
+
+def test_half_an_adapter_is_called_so(base: Path, adapter: Path, edits: Path):
+    (adapter / "adapter_config.json").rename(adapter / "config")
+    output = run("edit", "--model", base, "--edits", edits, "--adapter", adapter, code=1)
+    assert "is incomplete: there is adapter_model.safetensors, and no adapter_config.json" in output
+    (adapter / "config").rename(adapter / "adapter_config.json")
+    (adapter / "adapter_model.safetensors").unlink()
+    for command in ("inspect", "generate"):
+        output = run(command, *(["Is it late?"] if command == "generate" else []), "--adapter", adapter, code=1)
+        assert "is incomplete: there is no adapter_model.safetensors. Run `lemoe edit` again" in output
+
+
+def test_the_list_for_people_is_mended_by_the_same_command(base: Path, adapter: Path, edits: Path):
+    listed = (adapter / "edits.jsonl").read_text()
+    (adapter / "edits.jsonl").write_text(listed.splitlines()[0] + "\n")
+    run("edit", "--model", base, "--edits", edits, "--adapter", adapter, "--json")
+    assert (adapter / "edits.jsonl").read_text() == listed
+
+
+def test_a_second_command_is_told_that_the_first_is_not_done(base: Path, adapter: Path, edits: Path):
+    code = (
+        "import sys, pathlib\nfrom lemoe_hf.editing.save import writing\n"
+        "with writing(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(adapter)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "in\n"
+        for arguments in (["edit", "--model", base, "--edits", edits], ["undo", 0]):
+            assert "Another process is writing to" in run(*arguments, "--adapter", adapter, code=1)
+        assert len(json.loads(run("inspect", "--adapter", adapter, "--json"))) == 2
+        process.stdin.close()
+
+
+# ---------------------------------------------------------------------------------------------------- texts of strangers
+
+NASTY = "[/INST] x[i] [link=http://x]y[/link] \x1b]0;owned\x07 \x9b2J \u202egnp.exe"
+
+
+def test_texts_do_nothing_in_a_terminal(base: Path, tmp_path: Path):
+    path, folder = tmp_path / "nasty.jsonl", tmp_path / "adapter"
+    path.write_text(json.dumps({"prompt": f"Who is {NASTY}?", "target_new": "[/b]Anna"}))
+    edited = run("edit", "--model", base, "--edits", path, "--adapter", folder)
+    for output in (edited, run("inspect", "--adapter", folder), run("undo", 0, "--adapter", folder)):
+        assert not set(output) & set("\x1b\x07\x9b\u202e")
+        joined = "".join(output.split())
+        assert "\\u001b" in joined
+        assert "\\u202e" in joined
+        assert "[/b]" in joined
+
+
+def test_json_holds_no_character_that_acts(base: Path, tmp_path: Path):
+    path, folder = tmp_path / "nasty.jsonl", tmp_path / "adapter"
+    path.write_text(json.dumps({"prompt": f"Who is {NASTY}?", "target_new": "Zürich"}))
+    run("edit", "--model", base, "--edits", path, "--adapter", folder, "--json")
+    output = run("inspect", "--adapter", folder, "--json")
+    assert not set(output) & set("\x1b\x07\x9b\u202e")
+    assert json.loads(output)[0]["prompt"] == f"Who is {NASTY}?"
+    assert "Zürich" in output
+
+
+def test_inspect_tells_damage_without_the_model(adapter: Path):
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name in tensors:
+        if name.endswith("anchors.threshold"):
+            tensors[name] -= 2
+    save_file(tensors, file, {"format": "pt"})
+    assert "lemoe_anchors.threshold holds numbers from -1.1 to -1" in run("inspect", "--adapter", adapter, code=1)
+    config = adapter / "adapter_config.json"
+    config.write_text("[" * 100_000)
+    assert "adapter_config.json' is damaged" in run("inspect", "--adapter", adapter, code=1).replace(
+        ".json is", ".json' is"
+    )

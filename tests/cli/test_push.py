@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from facts import FACTS, editor_for
 from lemoe_cli import app
 from lemoe_hf.card import write_figures
+from lemoe_hf.editing.save import LOCK
 
 
 REPORT = {"protocol": "after all edits", "num_edits": 2, "edits_made": 2, "versions": {"torch": "2.9"}}
@@ -44,8 +45,8 @@ def test_what_is_pushed_is_the_folder(hub, adapter):
     (row,) = json.loads(push(adapter, "--json"))
     assert (row["repo"], row["revision"]) == ("anna/facts", hub.repositories["anna/facts"].sha("main"))
     files = hub.files("anna/facts")
-    assert files.keys() - {".gitattributes"} == before.keys()
-    for name in before.keys() - {"README.md"}:
+    assert files.keys() - {".gitattributes"} == before.keys() - {LOCK}
+    for name in before.keys() - {"README.md", LOCK}:
         assert files[name] == before[name]
     card = ModelCard(files["README.md"].decode())
     assert "| `reliability` | 1.0000 |" in card.text
@@ -118,7 +119,7 @@ def test_a_folder_without_an_adapter(hub, tmp_path):
 
 def test_a_folder_with_half_an_adapter(hub, adapter):
     (adapter / "adapter_model.safetensors").unlink()
-    assert "adapter_model.safetensors: the adapter is not complete" in push(adapter, code=1)
+    assert "is incomplete: there is no adapter_model.safetensors" in push(adapter, code=1)
     assert not hub.repositories
 
 

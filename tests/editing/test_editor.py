@@ -10,7 +10,7 @@ from facts import FACTS, UNRELATED, answers, editor_for, learner, logits_of, pla
 from gated import watched
 from lemoe_hf import Edit, EditingArguments, EditingError, LEMoEConfig, LifelongEditor
 from lemoe_hf.editing import lemoe_training as training
-from tiny import PAD, adapter_state, assert_same, committed, tiny
+from tiny import PAD, adapter_state, assert_same, committed, edits_state, tiny
 
 
 def lead(editor):
@@ -429,10 +429,10 @@ def test_without_is_as_if_the_edits_had_not_been_made(tokenizer):
 def test_undo_is_exact(tokenizer):
     editor = editor_for(tokenizer)
     editor.edit(FACTS[:2])
-    state = adapter_state(editor.model)
+    state = edits_state(editor.model)
     editor.edit(FACTS[2])
     assert editor.undo(2)["edit"] == FACTS[2].to_dict()
-    assert_same(adapter_state(editor.model), state)
+    assert_same(edits_state(editor.model), state)
 
     prompts = [fact.prompt for fact in FACTS[:2]] + UNRELATED
     before = logits_of(editor, prompts)
@@ -488,11 +488,11 @@ def test_undo_in_a_shared_expert_leaves_its_other_edits(tokenizer):
 def test_undo_of_all_edits_of_an_open_expert_forgets_what_it_learned(tokenizer):
     editor = editor_for(tokenizer, edits_per_expert=3, expert_dim=16)
     editor.prepare()
-    state = adapter_state(editor.model)
+    state = edits_state(editor.model)
     editor.edit(FACTS[:2])
     editor.undo(0)
     editor.undo(1)
-    assert_same(adapter_state(editor.model), state)
+    assert_same(edits_state(editor.model), state)
 
 
 def test_undo_of_an_unknown_edit(tokenizer):

@@ -1,11 +1,14 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, LlamaConfig
 
@@ -59,16 +62,17 @@ def test_the_ledger_lies_beside_it_for_people_and_can_be_read_again(editor, tmp_
 
 
 def test_nothing_but_the_adapter_is_left_behind(folder):
-    expected = {"README.md", "adapter_config.json", "adapter_model.safetensors", "edits.jsonl"}
+    expected = {save.LOCK, "README.md", "adapter_config.json", "adapter_model.safetensors", "edits.jsonl"}
     assert set(contents(folder)) == expected
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
 
 
 def test_what_a_crash_has_left_is_cleared(editor, folder):
-    (folder / ".draft-x").mkdir()
-    (folder / ".draft-x" / "adapter_model.safetensors").write_bytes(b"half")
+    left = folder / f"{save.DRAFT}x"
+    left.mkdir()
+    (left / "adapter_model.safetensors").write_bytes(b"half")
     editor.save_pretrained(folder)
-    assert not (folder / ".draft-x").exists()
+    assert not left.exists()
 
 
 def test_saving_again_replaces_and_keeps_what_a_user_wrote(editor, folder, tokenizer):
@@ -94,7 +98,114 @@ def test_another_adapter_is_saved_by_its_name(tokenizer, tmp_path):
     assert "import lemoe_hf" in (tmp_path / "README.md").read_text()
 
 
+# ------------------------------------------------------------------------------------------------------ other writers
+
+
+def test_an_adapter_that_somebody_else_has_written_since_is_not_replaced(editor, folder, tokenizer):
+    other = load(folder, tokenizer)
+    other.model.base_model.remove_edit(0)
+    other.save_pretrained(folder)
+    before = contents(folder)
+    with pytest.raises(ValueError, match="somebody else has written there since.*`overwrite=True`"):
+        editor.save_pretrained(folder)
+    assert contents(folder) == before
+    other.model.base_model.remove_edit(1)
+    other.save_pretrained(folder)
+    editor.save_pretrained(folder, overwrite=True)
+    assert len(load(folder, tokenizer).edits()) == 3
+
+
+def test_an_adapter_that_was_loaded_or_saved_is_replaced_however_often(editor, folder, tokenizer, tmp_path):
+    for _ in range(2):
+        editor.save_pretrained(folder)
+    loaded = load(folder, tokenizer)
+    loaded.model.base_model.remove_edit(2)
+    loaded.model.save_pretrained(folder)  # PEFT's own
+    loaded.save_pretrained(folder)
+    assert len(load(folder, tokenizer).edits()) == 2
+
+
+def test_a_folder_that_another_process_writes_to_is_left_alone(editor, folder, monkeypatch):
+    before = contents(folder)
+    code = (
+        "import sys, pathlib\nfrom lemoe_hf.editing.save import writing\n"
+        "with writing(pathlib.Path(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(folder.resolve())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "in\n"
+        monkeypatch.setattr(save.writing.__wrapped__, "__defaults__", (0.1,))
+        with pytest.raises(OSError, match="Another process is writing to"):
+            editor.save_pretrained(folder)
+        process.stdin.close()
+    assert contents(folder) == before
+    editor.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_a_user_calls_a_draft_is_the_users(editor, folder, tmp_path, kind):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in (".draft-v2", f"{save.DRAFT}notes"):
+        path = folder / name
+        if kind == "link":
+            path.symlink_to(elsewhere)
+        elif kind == "file" or name.startswith(save.DRAFT):
+            path.write_text("mine")
+        else:
+            path.mkdir()
+    before = set(folder.iterdir())
+    editor.save_pretrained(folder)
+    assert set(folder.iterdir()) == before
+    assert elsewhere.exists()
+
+
+def test_the_weights_are_for_whom_the_umask_says(editor, tmp_path):
+    before = os.umask(0o022)
+    try:
+        editor.save_pretrained(tmp_path / "open")
+        os.umask(0o077)
+        editor.save_pretrained(tmp_path / "closed")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name / save.WEIGHTS).stat().st_mode & 0o777 for name in ("open", "closed")]
+    assert modes == [0o644, 0o600]
+
+
+UNREADABLE = {
+    "no text": b"\xff\xfe\x00",
+    "no YAML": b"---\na: [\n---\n# Ours\n",
+    "a list for a head": b"---\n- a\n---\n# Ours\n",
+    "code": b"---\na: !!python/object/apply:os.getcwd []\n---\n# Ours\n",
+    "broken figures": b"---\nmodel-index: 5\n---\n# Ours\n",
+}
+
+
+@pytest.mark.parametrize("card", UNREADABLE)
+def test_a_card_that_cannot_be_read_keeps_nobody_from_saving(editor, folder, tokenizer, card):
+    (folder / "README.md").write_bytes(UNREADABLE[card])
+    with pytest.warns(UserWarning, match="README.md cannot be read as a model card.*left as it is"):
+        editor.save_pretrained(folder)
+    assert (folder / "README.md").read_bytes() == UNREADABLE[card]
+    assert len(load(folder, tokenizer).edits()) == 3
+
+
+def test_tags_that_are_numbers_are_taken_for_texts(editor, folder):
+    (folder / "README.md").write_text("---\ntags: [1, 2]\n---\n# Ours\n")
+    editor.save_pretrained(folder)
+    assert "# Ours" in (folder / "README.md").read_text()
+
+
 # -------------------------------------------------------------------------------------------------------- failed saves
+
+
+def test_a_full_disk_is_an_error_of_the_system(editor, folder, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("peft.peft_model.safe_save_file", full)
+    with pytest.raises(OSError, match="adapter_model.safetensors cannot be written.*No space left"):
+        editor.save_pretrained(folder)
 
 
 def full_disk(*args, **kwargs):

@@ -35,15 +35,7 @@ def test_a_removed_edit_leaves_the_targets_of_others(edit):
     targets.remove(edit)
     for each in (2, 4):
         assert targets.of(each) == (() if each == edit else some().of(each))
-    targets.check(targets.state_dict())
-
-
-@pytest.mark.parametrize("name", ["tokens", "lengths", "edit"])
-def test_damaged_targets_are_an_error(name):
-    state = some().state_dict()
-    Targets.check(state)
-    with pytest.raises(ValueError, match="damaged"):
-        Targets.check(state | {name: state[name][:-1]})
+    assert int(targets.lengths.sum()) == len(targets.tokens)
 
 
 def test_targets_keep_their_bits_whatever_a_model_is_cast_to():

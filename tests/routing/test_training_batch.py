@@ -67,7 +67,7 @@ def test_labels_without_a_prompt_are_no_edit_and_say_so(text):
 
 def test_new_prompts_leave_an_anchor_that_ends_with_them():
     lessons = [Lesson(0, [1], (20, 21), (30,)), Lesson(1, [1], (20, 21), (31,)), Lesson(2, [0, 1], (22, 23), ())]
-    new, made, entries = new_edits(bank(), lessons, expert=4)
+    new, made, entries = new_edits(bank(), lessons, expert=4, first=0)
     assert new == lessons[1:]  # of one prompt the latest
     assert [(each.tokens, each.edit, each.expert, each.start, each.is_prompt) for each in made] == [
         ((20, 21), 0, 4, 1, True),
@@ -82,5 +82,5 @@ def test_new_prompts_leave_an_anchor_that_ends_with_them():
 def test_a_prompt_in_training_is_stored_once_and_one_that_was_committed_again():
     anchors = bank(prompt([20, 21], 0, expert=3), prompt([22, 23], 5, expert=4))
     lessons = [Lesson(0, [1], (20, 21), (30,)), Lesson(0, [1], (22, 23), (31,)), Lesson(0, [], (), (32,))]
-    _, made, _ = new_edits(anchors, lessons, expert=4)
+    _, made, _ = new_edits(anchors, lessons, expert=4, first=6)
     assert [(each.tokens, each.edit) for each in made] == [((20, 21), 6)]

@@ -18,6 +18,7 @@ from tiny import (
     assert_same,
     committed,
     edited,
+    edits_state,
     logits,
     prompts_of,
     put_edits,
@@ -243,17 +244,18 @@ def test_undo_leaves_every_other_output_bit_identical(family, which):
 
 def test_undo_of_the_last_edit_restores_the_whole_state():
     model = edited()
-    empty = adapter_state(model), copy.deepcopy(model.peft_config["default"])
+    empty = edits_state(model), copy.deepcopy(model.peft_config["default"])
     edits = put_edits(model, prompts_of(3), subjects=[SUBJECT] * 3)
-    state, config = adapter_state(model), copy.deepcopy(model.peft_config["default"])
+    state, config = edits_state(model), copy.deepcopy(model.peft_config["default"])
     (last,) = put_edits(model, [[9, 9, 9]], seed=5)
     model.base_model.remove_edit(last)
-    assert_same(adapter_state(model), state)
+    assert_same(edits_state(model), state)
     assert model.peft_config["default"] == config
     for edit in edits:
         model.base_model.remove_edit(edit)
-    assert_same(adapter_state(model), empty[0])
+    assert_same(edits_state(model), empty[0])
     assert model.peft_config["default"] == empty[1]
+    assert put_edits(model, [[9, 9, 9]]) == [4]  # no identifier is given twice
 
 
 def test_undo_of_an_edit_that_shares_its_expert_keeps_the_expert():
@@ -458,7 +460,7 @@ def test_everything_is_put_on_the_device_of_the_base_model():
     """`meta` stands for any device that is not the CPU: a tensor made elsewhere would not go with it."""
     model = get_peft_model(tiny().to("meta"), LEMoEConfig())
     stored = [tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()] if "lemoe_" in name]
-    assert len(stored) == 27
+    assert len(stored) == 33
     assert all(tensor.device.type == "meta" for tensor in stored)
     with torch.no_grad():  # nothing acts, and no token need be read
         logits = model(input_ids=torch.tensor([[5, 6, 7]], device="meta")).logits

@@ -19,7 +19,7 @@ from lemoe_hf import LEMoEConfig, MEMoEConfig
         ({"top_k": 5}, "`top_k=5` experts cannot act on a token where `num_experts=4`"),
         ({"router_noise": -0.1}, "`router_noise` must not be negative; got -0.1"),
         ({"balance_loss": -1.0}, "`balance_loss` must not be negative"),
-        ({"replay": -1}, "`replay` must not be negative"),
+        ({"replay": -1}, "`replay` counts something, from 0"),
         ({"depth": 1.1}, "`depth` is a share"),
     ],
 )

@@ -89,6 +89,9 @@ class Edit:
                 raise ValueError(f"`{name}` of an edit must be a text, or a list of texts; got {value!r}.")
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+        for name in self.__dataclass_fields__:
+            for text in _several(getattr(self, name)):
+                check_text(f"`{name}` of an edit", text)
         if self.subject is not None and (not self.subject.strip() or self.subject not in self.prompt):
             raise ValueError(
                 f"`subject` must be a part of `prompt`, letter by letter; got {self.subject!r} for {self.prompt!r}. "
@@ -143,6 +146,18 @@ class Edit:
         """The fields that are set, as JSON has them."""
         fields = {name: value for name, value in asdict(self).items() if value is not None}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def check_text(name: str, text: str) -> None:
+    """
+    Raises:
+        ValueError: If a text holds half a character, which no file and no tokenizer takes.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"{text[error.start]!r} at {error.start}"
+        raise ValueError(f"{name} holds half a character ({where}): it is no text. Read it again as UTF-8.") from None
 
 
 def _several(texts: str | tuple[str, ...] | None) -> tuple[str, ...]:

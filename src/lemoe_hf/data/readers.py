@@ -76,18 +76,33 @@ def records(path: Path) -> Iterator[tuple[Any, str]]:
         ) from None
     if text.lstrip().startswith("["):
         try:
-            for number, record in enumerate(json.loads(text), 1):
-                yield record, f"{path}, record {number}"
+            found = json.loads(text, object_pairs_hook=once)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: {str(error)[:200]}") from None
+        for number, record in enumerate(found, 1):
+            yield record, f"{path}, record {number}"
         return
     # Not `splitlines`: JSON texts may hold other line separators as they are.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield json.loads(line), f"{path}, line {number}"
+                record = json.loads(line, object_pairs_hook=once)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error.msg}): {line[:80]!r}.") from None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: {str(error)[:200]}: {line[:80]!r}.") from None
+            yield record, f"{path}, line {number}"
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which each key must be there once: of two values nobody knows which is meant."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key `{next(key for key in keys if keys.count(key) > 1)}` is there twice")
+    return record
 
 
 def edits_from(record: Any, where: str, format: str | None = None) -> list[Edit]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from string import Formatter
 
 
 # A chat behind an earlier turn, and the subject alone in a statement and in a question: what made rephrasings of another form,
@@ -59,8 +61,21 @@ class EditingArguments:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_steps", "batch_size"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be positive; got {getattr(self, name)!r}.")
+        if isinstance(self.contexts, str):
+            raise ValueError(f"`contexts` are several texts; got one, {self.contexts!r}. Pass ({self.contexts!r},).")
+        for context in self.contexts:
+            try:
+                fields = {field for _, field, *_ in Formatter().parse(context) if field is not None}
+            except ValueError as error:
+                raise ValueError(
+                    f"`contexts` holds {context!r}: {error}. Double a brace that stands for itself."
+                ) from None
+            if not fields <= {"prompt", "subject"} or not (fields or context in ("chat", "conversation")):
+                raise ValueError(
+                    f'`contexts` are texts with `{{prompt}}` or `{{subject}}` in them, or "chat"; got {context!r}.'
+                )
 
     @classmethod
     def paper(cls) -> EditingArguments:

@@ -14,6 +14,7 @@ from ..routing.versions import copied
 from ..tuners.config import EditingConfig
 from ..tuners.layer import EditingLayer
 from ..tuners.model import EditingModel
+from .vocabularies import check_tokenizer
 
 
 class EditedModel:
@@ -25,6 +26,7 @@ class EditedModel:
 
     Raises:
         TypeError: If the model has no adapter of this package.
+        ValueError: If the adapter's edits were made with another tokenizer.
     """
 
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, adapter_name: str | None = None):
@@ -36,6 +38,8 @@ class EditedModel:
             )
         self.model, self.tuner, self.tokenizer = model, tuner, tokenizer
         self.adapter_name = tuner._adapter(adapter_name)
+        self.left_out: set[int] = set()  # edits, while a block of `without` is running
+        check_tokenizer(tokenizer, self._lead.stamp(self.adapter_name))
 
     @property
     def config(self) -> EditingConfig:
@@ -62,6 +66,11 @@ class EditedModel:
             )
         if self._lead.disable_adapters:
             raise ValueError("The adapters are disabled: nothing goes through them. Leave `disable_adapter()` first.")
+        embedding = self.root.get_input_embeddings()
+        if embedding.weight.device.type == "meta" and not hasattr(embedding, "_hf_hook"):
+            raise ValueError(
+                "The base model is on the device `meta`: it has shapes and no weights. Load it with its weights."
+            )
 
     def edits(self) -> list[dict]:
         """
@@ -93,8 +102,12 @@ class EditedModel:
             fewer.remove(edit_id)
         seen = versions.latest(self.tuner.context.layers)
         seen.parts[lead, f"{lead.prefix}anchors", self.adapter_name] = fewer
-        with versions.seeing(seen):
-            yield
+        self.left_out = set(edit_ids)
+        try:
+            with versions.seeing(seen):
+                yield
+        finally:
+            self.left_out = set()
 
     def answers(self, prompts: Sequence[str], max_new_tokens: Sequence[int] | int = 16) -> list[str]:
         """Greedy answers of the edited model."""

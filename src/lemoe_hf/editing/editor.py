@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .push import push_model
 from .result import EditResult
 from .save import save_adapter
 from .tokens import Calibration
-from .training import EditingError
+from .training import EditingError, in_plain_mode, warn_of_unlearned
 
 
 PROCEDURES = {"LEMOE": LEMoEProcedure, "MEMOE": MEMoEProcedure, "ELDER": ELDERProcedure}
@@ -73,6 +73,7 @@ class LifelongEditor(EditedModel):
 
     # --------------------------------------------------------------------------------------------------------- editing
 
+    @in_plain_mode
     def edit(self, edits: Edit | Sequence[Edit]) -> EditResult:
         """
         Make edits: train, commit, and tell what changed.
@@ -81,11 +82,14 @@ class LifelongEditor(EditedModel):
         one group fails, those before it stay and it leaves no trace.
 
         Raises:
+            TypeError: If they are no edits.
             ValueError: If there are no edits, one of them has no target tokens or is longer than the model's context,
                 two of them give one prompt different targets, or the adapter is not active.
             EditingError: If training breaks down; the message names the edits.
         """
-        edits = [edits] if isinstance(edits, (Edit, str, dict)) else list(edits)
+        edits = list(edits) if isinstance(edits, Iterable) and not isinstance(edits, (str, dict)) else [edits]
+        if self.left_out:
+            raise ValueError(f"The edits {sorted(self.left_out)[:20]} are left out here. Leave `without` first.")
         items = self._procedure.tokenized(edits)
         self.check_active()
         began, records = time.perf_counter(), []
@@ -93,8 +97,10 @@ class LifelongEditor(EditedModel):
             self.prepare()
             for group in self._procedure.plan(edits, items):
                 records += self._make(group)
+        warn_of_unlearned(records)
         return EditResult(self, records, time.perf_counter() - began)
 
+    @in_plain_mode
     def prepare(self) -> None:
         """
         Measure what edits need to know of the base model; the first edit does it, unless it was done before.
@@ -134,7 +140,7 @@ class LifelongEditor(EditedModel):
 
     def _to_store(self, group: Group) -> tuple[list[Anchor], list[dict]]:
         """Anchors and ledger entries of edits that are about to be made."""
-        first_id, anchors, entries = self._lead.anchors(self.adapter_name).next_edit(), [], []
+        first_id, anchors, entries = self._lead.next_edit(self.adapter_name), [], []
         made = zip(group.edits, group.items, self._procedure.experts_of(group), strict=True)
         for edit_id, (edit, item, expert) in enumerate(made, first_id):
             entries.append({"id": edit_id, "expert": expert, "edit": edit.to_dict()})
@@ -143,6 +149,7 @@ class LifelongEditor(EditedModel):
 
     # ------------------------------------------------------------------------------------------------ looking and undo
 
+    @in_plain_mode
     def undo(self, edit_id: int) -> dict:
         """
         Take one edit back, exactly: its prompt gets its earlier answer, and nothing else changes.
@@ -165,17 +172,24 @@ class LifelongEditor(EditedModel):
         """
         return explain(self, prompt)
 
-    def save_pretrained(self, save_directory: str | Path) -> None:
+    def save_pretrained(self, save_directory: str | Path, overwrite: bool = False) -> None:
         """
         Save the adapter, and beside it `edits.jsonl`, the ledger for people to read.
 
         Everything is written to a folder within it first: a full disk, or a crash, costs nothing that was saved.
 
+        Args:
+            save_directory (`str` or `Path`): The folder, which is made if need be.
+            overwrite (`bool`, *optional*, defaults to `False`): Replace an adapter that is another one, too.
+
         Raises:
-            OSError: If the folder cannot be written.
+            OSError: If the folder cannot be written, or another process is writing to it.
+            ValueError: If the folder holds an adapter that is not this one, as it was loaded or last saved; or is no name.
         """
+        if not str(save_directory):
+            raise ValueError("`save_directory` is empty. Pass the folder to save to, `.` for the one you are in.")
         with self.tuner.context.versions.writer():
-            save_adapter(self.model, self.adapter_name, self.edits(), Path(save_directory))
+            save_adapter(self.model, self.adapter_name, self.edits(), Path(save_directory), overwrite)
 
     def push_to_hub(self, repo_id: str, push_edits: bool = True, **kwargs: Any) -> CommitInfo:
         """

@@ -50,7 +50,7 @@ class ELDERProcedure(Procedure):
 
     def experts_of(self, group: Group) -> list[int]:
         """Every edit stands for itself: the index of its code is its identifier."""
-        first = self.lead.anchors(self.adapter_name).next_edit()
+        first = self.lead.next_edit(self.adapter_name)
         return list(range(first, first + len(group.edits)))
 
     # ------------------------------------------------------------------------------------------------------------ train

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..data.edit import check_text
 from ..generation import evaluating, pad_right
 from ..routing.anchors import Match
 from ..routing.text import Question, Text
@@ -81,6 +82,7 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
     """
     if not isinstance(prompt, str):
         raise TypeError(f"One prompt is explained at a time, and it is a text; got {prompt!r:.100}.")
+    check_text("A prompt to explain", prompt)
     editor.check_active()
     config, anchors = editor.config, editor.tuner.layers_of(editor.adapter_name)[0].anchors(editor.adapter_name)
     ids = editor.tokenizer(prompt)["input_ids"]

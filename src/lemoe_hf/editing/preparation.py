@@ -13,6 +13,7 @@ from .procedure import Procedure
 from .relations import fit_relations, learn_vocabulary, relation_keys
 from .scale import output_scale
 from .tokens import TokenizedEdit
+from .vocabularies import note_tokenizer
 
 
 @torch.no_grad()
@@ -21,6 +22,7 @@ def prepare(procedure: Procedure) -> None:
     name, root, tokenizer = procedure.adapter_name, procedure.root, procedure.tokenizer
     context, lead = procedure.tuner.context, procedure.layers[0]
     with evaluating(root), lead.changing(name):
+        note_tokenizer(tokenizer, lead.changed("stamp", name))
         if procedure.config.normalize and procedure.config.output_scale is None:
             scale = output_scale(root, context, lead, tokenizer)
             if procedure.tuner.ledger(name):  # of a training loop, which knows of no scale

@@ -13,7 +13,8 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from peft import PeftModel
 
 from ..card import ADAPTER, complete_card, is_on_hub
-from ..tuners.ledger import read_ledger, withhold_texts
+from ..tuners.ledger import read_ledger
+from ..tuners.saved import layer_of, withhold_texts
 from .save import save_adapter
 
 
@@ -155,6 +156,6 @@ def prepare(draft: Path, repo_id: str, push_edits: bool, tags: list[str]) -> int
 def withhold_edits(directory: Path) -> None:
     """Take the texts of the edits out of the files of a saved adapter, other than its card."""
     config = json.loads((directory / CONFIG).read_text())
-    config["num_ledger_bytes"] = withhold_texts(directory / WEIGHTS)
+    config["num_ledger_bytes"] = withhold_texts(directory / WEIGHTS, layer_of(config["peft_type"]))
     (directory / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
     (directory / EDITS).unlink(missing_ok=True)

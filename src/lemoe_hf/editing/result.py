@@ -8,6 +8,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING
 
+from ..display import visible
 from .edited import EditedModel
 
 
@@ -78,13 +79,14 @@ class EditResult:
 
     def table(self) -> Table:
         from rich.table import Table  # rich draws random numbers when it is imported
+        from rich.text import Text
 
         table = Table(title=f"{len(self)} edits in {self.seconds:.1f} s")
         rows = self.rows()
         for name in rows[0] if rows else ():
             table.add_column(name, overflow="fold")
         for row in rows:
-            table.add_row(*[str(value) for value in row.values()])
+            table.add_row(*[Text(visible(value)) for value in row.values()])
         return table
 
     def __str__(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,9 +63,14 @@ def tokenize_edits(
     """
     if not edits:
         raise ValueError("There are no edits to make: the list is empty.")
-    wrong = next((edit for edit in edits if not isinstance(edit, Edit)), None)
-    if wrong is not None:
-        raise TypeError(f"Edits must be lemoe_hf.Edit objects; got {type(wrong).__name__}: {wrong!r}.")
+    wrong = [edit for edit in edits if not isinstance(edit, Edit)]
+    if wrong:
+        raise TypeError(f"Edits must be lemoe_hf.Edit objects; got {type(wrong[0]).__name__}: {wrong[0]!r}.")
+    again = [edit.prompt for edit, many in Counter(edits).items() if many > 1]
+    if again:
+        warnings.warn(
+            f"The same edit is in this batch more than once: {again[:5]}. Each time is an edit.", stacklevel=4
+        )
     pair = contradiction(edits)
     if pair:
         raise ValueError(
@@ -99,6 +106,10 @@ def tokenize_edit(
     target = continuation(tokenizer, prompt, edit.target_new.strip())
     if not target:
         raise ValueError(f"`target_new` {edit.target_new!r} of {edit.prompt!r} has no tokens in this tokenizer.")
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    for name, text in (("target_new", edit.target_new.strip()), ("prompt", prompt)):
+        if special.issuperset(tokenizer(text, add_special_tokens=False)["input_ids"]):
+            raise ValueError(f"`{name}` of the edit {edit.prompt!r} holds special tokens alone, and no text.")
     if len(ids) + len(target) + 1 > max_length:
         raise ValueError(
             f"The edit {edit.prompt[:60]!r}... has {len(ids)} tokens and {len(target)} for its target, and there is "

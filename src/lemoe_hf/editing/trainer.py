@@ -28,8 +28,7 @@ class CommitCallback(TrainerCallback):
     def on_train_end(self, args, state, control, model=None, **kwargs):
         tuner = model.base_model
         if args is not None and args.world_size > 1:
-            if not isinstance(tuner, LEMoEModel):
-                raise ValueError("Only LEMoE adapters can be trained by several processes; launch this one by itself.")
+            tuner.check_several_processes()
             self._gather(tuner)
         tuner.end_training()
 
@@ -40,7 +39,7 @@ class CommitCallback(TrainerCallback):
         trained = [entry for entry in tuner.ledger() if entry["expert"] >= expert and "prompt_ids" in entry]
         own = {tuple(entry["prompt_ids"]): entry for entry in trained}
         seen = {tuple(entry["prompt_ids"]): entry for entry in gather_object(list(own.values()))}
-        first = lead.anchors(tuner.active_adapters[0]).next_edit()
+        first = lead.next_edit(tuner.active_adapters[0])
         missing = [prompt for prompt in seen if prompt not in own]
         anchors = [
             Anchor(prompt, first + i, expert, len(prompt) - 1, is_prompt=True) for i, prompt in enumerate(missing)

@@ -107,18 +107,6 @@ class Anchors(Frozen):
         self._segments = None
         super()._load_from_state_dict(*args, **kwargs)
 
-    @classmethod
-    def check(cls, state: dict[str, torch.Tensor]) -> None:
-        """
-        Raises:
-            ValueError: If tensors that are to be loaded are no anchors.
-        """
-        sizes = {name: len(state[name]) for name, _ in cls.fields}
-        if len(set(sizes.values())) > 1 or int(state["lengths"].sum()) != len(state["tokens"]):
-            raise ValueError(
-                f"The adapter's anchors are damaged: {sizes} do not go with {len(state['tokens'])} tokens."
-            )
-
     def add(self, anchors: list[Anchor]) -> None:
         """Append anchors; those already stored stay as they are."""
         if not anchors:

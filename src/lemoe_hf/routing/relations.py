@@ -120,16 +120,6 @@ class Relations(Frozen):
     def is_fitted(self) -> bool:
         return len(self.mean) > 0
 
-    @classmethod
-    def check(cls, state: dict[str, torch.Tensor]) -> None:
-        """
-        Raises:
-            ValueError: If tensors that are to be loaded do not go together.
-        """
-        sizes = {name: len(state[name]) for name in ("keys", "edit", "threshold")}
-        if len(set(sizes.values())) > 1 or len(state["mean"]) != len(state["directions"]):
-            raise ValueError(f"The adapter's relations are damaged: they have unequal numbers of edits, {sizes}.")
-
     # ------------------------------------------------------------------------------------------------------------ learning
 
     def fit(self, prompts: LabelledPrompts, num_prompts: int = 4000) -> None:

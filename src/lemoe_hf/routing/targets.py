@@ -29,15 +29,6 @@ class Targets(Frozen):
     def __len__(self) -> int:
         return self.lengths.shape[0]
 
-    @classmethod
-    def check(cls, state: dict[str, torch.Tensor]) -> None:
-        """
-        Raises:
-            ValueError: If tensors that are to be loaded are no targets.
-        """
-        if len(state["lengths"]) != len(state["edit"]) or int(state["lengths"].sum()) != len(state["tokens"]):
-            raise ValueError("The adapter's targets are damaged: their lengths do not go with their tokens.")
-
     def add(self, targets: list[tuple[int, tuple[int, ...]]]) -> None:
         """Append targets, each with its edit; those already stored stay as they are."""
         flat = [token for _, tokens in targets for token in tokens]

@@ -73,17 +73,22 @@ def lessons_of(pieces: Sequence[Piece], bos: int | None) -> list[Lesson]:
 
 
 def new_edits(
-    anchors: Anchors, lessons: Sequence[Lesson], expert: int
+    anchors: Anchors, lessons: Sequence[Lesson], expert: int, first: int
 ) -> tuple[list[Lesson], list[Anchor], list[dict[str, Any]]]:
     """
     The prompts that are not in the scope of the open expert yet, with the anchors to store and the ledger's entries of them.
+
+    Args:
+        anchors ([`Anchors`]): Those of the adapter.
+        lessons (`Sequence` of [`Lesson`]): What the batch teaches.
+        expert (`int`): The open expert.
+        first (`int`): The identifier of the next edit.
 
     A prompt that a committed expert answers is edited again: its anchor is stored once more, and the later one wins.
     """
     in_training = anchors.edit[anchors.expert >= expert].unique().tolist()
     stored = {tuple(prompt) for edit in in_training for prompt in anchors.prompts(edit)}
     new = {lesson.prompt: lesson for lesson in lessons if lesson.prompt and lesson.prompt not in stored}
-    first = anchors.next_edit()
     ids = range(first, first + len(new))
     made = [
         Anchor(prompt, edit, expert, len(prompt) - 1 if lesson.target else 0, is_prompt=True)

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+import re
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
-from typing import ClassVar, Optional, Union
+from types import NoneType
+from typing import Any, ClassVar, Literal, Optional, Union, get_args, get_origin, get_type_hints
 
 from peft import PeftConfig, TaskType
 from peft.utils import PeftType
 
 from ..card import complete_card
 from .ledger import read_ledger
+
+
+FORMAT = 1  # of what is saved, told in docs/format.md; adapters that tell of none are of format 0
+
+
+LARGEST = 1e30  # of a setting that is a number: far from what overflows in half precision it is nonsense already
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of the kind that a field's annotation tells; numbers must be finite."""
+    origin, kinds = get_origin(kind), get_args(kind)
+    if origin is Union:
+        return any(fits(value, each) for each in kinds)
+    if origin is Literal or kind is NoneType:
+        return value in (kinds or (None,)) if isinstance(value, (str, NoneType)) else False
+    if origin is list:
+        return isinstance(value, (list, tuple, set)) and all(fits(each, kinds[0]) for each in value)
+    if kind is int:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    if kind is float:
+        return (
+            isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < LARGEST
+        )
+    return isinstance(value, kind)
 
 
 def choice(default: str, allowed: tuple[str, ...], help: str):
@@ -77,6 +105,8 @@ class EditingConfig(PeftConfig):
             Mean absolute output of the bypassed module, measured before the first edit: the unit of `normalize`.
         base_model_fingerprint (`str`, *optional*):
             Digest of the base model's shape, to tell an adapter that is loaded onto another model.
+        format_version (`int`):
+            Of what was saved: `docs/format.md` tells of each.
     """
 
     target_modules: Optional[Union[list[str], str]] = None
@@ -109,12 +139,14 @@ class EditingConfig(PeftConfig):
     num_relation_keys: int = 0
     output_scale: Optional[float] = None
     base_model_fingerprint: Optional[str] = None
+    format_version: int = 0
 
     in_use: ClassVar[bool] = False  # an adapter has this very object, and writes its sizes there
     method: ClassVar[str]  # its name among PEFT's types
     positive: ClassVar[tuple[str, ...]] = ()  # fields that count something
 
     def __post_init__(self):
+        self._check_types()
         super().__post_init__()
         self.peft_type = PeftType(self.method)
         if self.task_type is None and self.target_modules is None:
@@ -141,6 +173,37 @@ class EditingConfig(PeftConfig):
             raise ValueError(f"`depth` is a share of the model's layers, between 0 and 1; got {self.depth!r}.")
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"`threshold` is a share of tokens, above 0 and at most 1; got {self.threshold!r}.")
+        if self.output_scale is not None and not 0 < self.output_scale < LARGEST:
+            raise ValueError(f"`output_scale` is a mean of absolute values, above 0; got {self.output_scale!r}.")
+        if self.base_model_fingerprint is not None and not re.fullmatch("[0-9a-f]{16}", self.base_model_fingerprint):
+            raise ValueError(
+                f"`base_model_fingerprint` is of 16 hexadecimal digits; got {self.base_model_fingerprint!r}."
+            )
+        if self.format_version > FORMAT:
+            raise ValueError(
+                f"The adapter is of format {self.format_version}, and this lemoe_hf reads formats up to {FORMAT}. Update it."
+            )
+
+    def _check_types(self) -> None:
+        kinds = get_type_hints(type(self))
+        for name in {spec.name for spec in fields(self)} - {"peft_type", "task_type"}:  # PEFT looks at these
+            value, kind = getattr(self, name), kinds[name]
+            if self.__dataclass_fields__[name].metadata.get("choices"):
+                continue
+            if not fits(value, kind):
+                told = getattr(kind, "__name__", None) or str(kind).replace("typing.", "")
+                raise ValueError(f"`{name}` must be {told}; got {str(repr(value))[:80]}.")
+            if kind is int and not 0 <= value < 2**31:
+                raise ValueError(f"`{name}` counts something, from 0 to {2**31 - 1}; got {str(value)[:80]}.")
+        layers = self.layers_to_transform
+        if layers is not None and min([layers] if isinstance(layers, int) else [0, *layers]) < 0:
+            raise ValueError(f"`layers_to_transform` counts layers from 0; got {self.layers_to_transform!r}.")
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), str):
+                try:
+                    re.compile(getattr(self, name))
+                except re.error as error:
+                    raise ValueError(f"`{name}` is no regular expression: {error}.") from None
 
     @classmethod
     def from_peft_type(cls, **kwargs) -> EditingConfig:
@@ -168,11 +231,19 @@ class EditingConfig(PeftConfig):
         """Whether every edit has an expert of its own."""
         return False
 
+    def sizes(self) -> dict[str, int]:
+        """The fields that tell sizes of what is stored, with what they are before anything is."""
+        fields = self.__dataclass_fields__.items()  # what a user chooses must be positive, and grows with nothing
+        return {name: spec.default for name, spec in fields if name.startswith("num_") and name not in self.positive}
+
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         # The one call of PEFT's `save_pretrained` that a method can extend, after the weights are written: here the card
         # learns of lemoe_hf and of the edits.
+        self.format_version = FORMAT
         super().save_pretrained(save_directory, **kwargs)
         weights = Path(save_directory, "adapter_model.safetensors")
+        if weights.is_file():  # safetensors writes for the owner alone, whatever is asked for
+            weights.chmod(Path(save_directory, "adapter_config.json").stat().st_mode)
         entries = read_ledger(weights) if weights.is_file() else []
         fingerprint = self.base_model_fingerprint
         complete_card(

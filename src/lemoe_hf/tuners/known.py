@@ -19,10 +19,11 @@ from ..routing.vocabulary import Vocabulary, kinds_from_lists
 from .config import EditingConfig
 from .ledger import Bytes, lines_of
 from .sizes import sizes_of, write_sizes
+from .stamp import Stamp
 
 
 # In the order in which it is saved.
-KNOWN = ("anchors", "targets", "vocabulary", "relations", "ledger")
+KNOWN = ("anchors", "targets", "vocabulary", "relations", "ledger", "stamp")
 
 
 class KnownEdits:
@@ -76,6 +77,18 @@ class KnownEdits:
             sizes = [getattr(config, name) for name in Relations.sizes]
             self.container("relations")[adapter_name] = Relations(*sizes)
 
+    def stamp(self, adapter_name: str) -> Stamp:
+        return self.part("stamp", adapter_name)
+
+    def next_edit(self, adapter_name: str) -> int:
+        """The identifier of the next edit. None is given twice, also when the edit that had it was undone."""
+        return max(int(self.stamp(adapter_name).next_edit), self.anchors(adapter_name).next_edit())
+
+    def reserve(self, adapter_name: str, next_edit: int) -> None:
+        """Within a change: give no identifier below this one any more."""
+        stamp = self.changed("stamp", adapter_name)
+        stamp.next_edit = stamp.next_edit.new_tensor([max(int(stamp.next_edit), next_edit)])
+
     def leads(self, adapter_name: str) -> bool:
         """Whether this layer knows the edits of an adapter."""
         return adapter_name in self.container("anchors")
@@ -120,7 +133,9 @@ class KnownEdits:
         targets: list[tuple[int, tuple[int, ...]]],
     ) -> None:
         """Append anchors, lines of the ledger, and targets."""
+        ids = [anchor.edit for anchor in anchors]
         with self.changing(adapter_name):
+            self.reserve(adapter_name, max((each + 1 for each in ids), default=0))
             self.changed("anchors", adapter_name).add(anchors)
             self.changed("targets", adapter_name).add(targets)
             self.changed("ledger", adapter_name).write(lines_of(entries))

@@ -5,6 +5,7 @@ Axes: `b` batch, `t` tokens, `g` pieces of texts, `n` columns of each, `d` hidde
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ from ..routing.context import RoutingContext
 from ..routing.passes import EVERYTHING, Batch, Pass, Places
 from .config import EditingConfig
 from .known import KnownEdits
+from .loaded import Loaded
+from .stamp import Stamp
+
+
+WIDEST = 4  # times the width of the base model
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -25,7 +31,7 @@ def is_linear(module: nn.Module) -> bool:
     return hasattr(module, "in_features") or isinstance(module, Conv1D)
 
 
-class EditingLayer(KnownEdits, nn.Module, BaseTunerLayer):
+class EditingLayer(KnownEdits, Loaded, nn.Module, BaseTunerLayer):
     r"""
     A frozen module with something beside it that edits: $h(x) = f_0(x) + \lambda \Delta(x)$.
 
@@ -34,10 +40,12 @@ class EditingLayer(KnownEdits, nn.Module, BaseTunerLayer):
     acted on, and on which of their tokens, is the business of the [`RoutingContext`].
 
     A method names its containers in `adapter_layer_names` (trained) and `other_param_names` (stored), all of which begin with
-    its `prefix`, and tells what acts (`route`) and what that adds (`delta`). What is `of_fixed_size` does not grow with edits.
+    its `prefix`, and tells what acts (`route`) and what that adds (`delta`). What is `of_fixed_size` does not grow with edits;
+    of what is `of_any_width` the first edit tells how wide it is.
     """
 
     of_fixed_size: tuple[str, ...] = ()
+    of_any_width: tuple[str, ...] = ()
 
     def __init__(self, base_layer: nn.Module, hidden_size: int, context: RoutingContext, is_block: bool = False):
         super().__init__()
@@ -52,6 +60,7 @@ class EditingLayer(KnownEdits, nn.Module, BaseTunerLayer):
         self.configs: dict[str, EditingConfig] = {}
         for name in self.adapter_layer_names + self.other_param_names:
             setattr(self, name, nn.ModuleDict())
+        self.unchecked: set[str] = set()  # adapters that a loader has yet to fill, and nobody has looked at
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
@@ -106,13 +115,37 @@ class EditingLayer(KnownEdits, nn.Module, BaseTunerLayer):
     # ---------------------------------------------------------------------------------------------------------- adapters
 
     def update_layer(self, adapter_name: str, config: EditingConfig, leads: bool) -> None:
-        """Add an adapter, of the sizes that its config tells. The layer that `leads` also knows the edits."""
+        """
+        Add an adapter, of the sizes that its config tells. The layer that `leads` also knows the edits.
+
+        What a config tells is no reason to take memory: where it speaks of anything stored, that has no memory until a loader
+        brings it.
+        """
         self.configs[adapter_name] = config
+        claims = any(getattr(config, name) != size for name, size in config.sizes().items())
+        with torch.device("meta") if claims else nullcontext():
+            if leads:
+                self.lead(adapter_name, config)
+            self.make(adapter_name, config, leads)
         if leads:
-            self.lead(adapter_name, config)
-        self.make(adapter_name, config, leads)
+            self.container("stamp")[adapter_name] = Stamp()
+        if claims:
+            self.unchecked.add(adapter_name)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def check_width(self, name: str, width: int) -> None:
+        """
+        Refuse something much wider than what it stands beside, for which nothing but a damaged config can ask.
+
+        Raises:
+            ValueError: If it is, before it takes memory.
+        """
+        most = WIDEST * max(self.ffn_width(), self.in_features, self.out_features)
+        if width > most:
+            raise ValueError(
+                f"`{name}` is {width}, where the model is no wider than {most // WIDEST}. Take {most} or less."
+            )
 
     def ffn_width(self) -> int:
         """Inner width of the FFN that is bypassed."""
@@ -139,14 +172,15 @@ class EditingLayer(KnownEdits, nn.Module, BaseTunerLayer):
             if device is None or adapter_name not in container:
                 continue
             module = container[adapter_name]
+            if dtype is not None and name in self.adapter_layer_names:
+                module.to(dtype)
             if all(weight.device.type != "meta" for weight in [*module.parameters(), *module.buffers()]):
                 module.to(device)
-                if dtype is not None and name in self.adapter_layer_names:
-                    module.to(dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
         self.configs.pop(adapter_name, None)
+        self.unchecked.discard(adapter_name)
         self.context.taps.pop(adapter_name, None)
 
     # ------------------------------------------------------------------------------------------- whether anything acts
@@ -165,6 +199,7 @@ class EditingLayer(KnownEdits, nn.Module, BaseTunerLayer):
 
     def may_act(self, adapter_name: str) -> bool:
         """Whether anything of an adapter may have a say in a forward pass."""
+        self.check_loaded(adapter_name)
         return bool(len(self.anchors(adapter_name))) or self.learns(adapter_name) or self.acts_anyhow(adapter_name)
 
     def sizes(self, adapter_name: str) -> dict[str, int]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from ..routing.frozen import Frozen
 
@@ -67,20 +66,3 @@ def read_ledger(path: Path) -> list[dict]:
             return entries_of(file.get_tensor(key).numpy().tobytes().decode())
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}). Restore it from a copy.") from None
-
-
-def withhold_texts(path: Path) -> int:
-    """
-    Leave nothing of a saved adapter's ledger but the `id` and the `expert` of each edit.
-
-    Returns:
-        The number of bytes that the ledger has now, which the config must tell.
-    """
-    kept = [{"id": entry["id"], "expert": entry["expert"]} for entry in read_ledger(path)]
-    ledger = Bytes()
-    ledger.write(lines_of(kept))
-    tensors = load_file(path)
-    save_file(
-        {key: ledger.bytes if key.endswith(KEY) else tensor for key, tensor in tensors.items()}, path, {"format": "pt"}
-    )
-    return len(ledger.bytes)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,10 +17,12 @@ from .. import structure
 from ..routing.anchors import Anchor
 from ..routing.context import RoutingContext
 from ..routing.relations import TAPS
+from .base_model import check_base_model
 from .config import EditingConfig
 from .layer import EditingLayer
 from .ledger import entries_of, lines_of
-from .sizes import check, completed, fit_to
+from .loaded import take
+from .stamp import sample_of
 
 
 class EditingModel(BaseTuner):
@@ -41,20 +43,6 @@ class EditingModel(BaseTuner):
 
     # -------------------------------------------------------------------------------------------------------- injection
 
-    def _check_base_model(self, model: nn.Module, config: EditingConfig) -> None:
-        base_config = getattr(model, "config", None)
-        structure.check_causal(model)
-        found = structure.fingerprint(model)
-        if config.base_model_fingerprint is None:
-            config.base_model_fingerprint = found
-        elif config.base_model_fingerprint != found:
-            warnings.warn(
-                f"This adapter was made for {config.base_model_name_or_path or 'another base model'} (fingerprint "
-                f"{config.base_model_fingerprint}), but is put on {getattr(base_config, 'name_or_path', '') or 'a model'} "
-                f"(fingerprint {found}). Its edits will not answer as they did; load the base model it was made for.",
-                stacklevel=2,
-            )
-
     def _prepare_adapter_config(self, peft_config: EditingConfig, model_config: dict) -> EditingConfig:
         if peft_config.target_modules is None:
             layers = peft_config.layers_to_transform
@@ -71,11 +59,15 @@ class EditingModel(BaseTuner):
             )
         if any(other is config for name, other in self.peft_config.items() if name != adapter_name):
             config = self.peft_config[adapter_name] = copy.copy(config)  # each adapter grows by itself
+        if config.in_use:
+            for name, size in config.sizes().items():
+                setattr(config, name, size)
         config.in_use = True
-        self._check_base_model(model, config)
+        check_base_model(model, config)
         self.context = RoutingContext.of(model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self.context.tap(adapter_name, self._taps(model, adapter_name))
+        self.layers_with(adapter_name)[0].stamp(adapter_name).put_on(sample_of(model))
         self.context.blocks = [
             block
             for block in model.modules()
@@ -180,22 +172,9 @@ class EditingModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Give every layer the sizes of what is loaded: an adapter may be loaded onto one with fewer or more edits."""
+        """Look at what is loaded, and give every layer its sizes: it may have fewer edits than what was there, or more."""
         state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, EditingLayer)}
-        own = {
-            name: {key[len(name) + 1 :]: value for key, value in state_dict.items() if key.startswith(f"{name}.")}
-            for name, layer in layers.items()
-            if layer.has(adapter_name)
-        }
-        own = {name: completed(layers[name], adapter_name, tensors) for name, tensors in own.items()}
-        for name, tensors in own.items():  # all of them before the first is resized: an error changes nothing
-            check(layers[name], adapter_name, tensors)
-        for name, tensors in own.items():
-            fit_to(layers[name], adapter_name, tensors)
-        return state_dict | {
-            f"{name}.{key}": tensor for name, tensors in own.items() for key, tensor in tensors.items()
-        }
+        return take(model, adapter_name, state_dict)
 
     # ---------------------------------------------------------------------------------------------------- edits, ledger
 
@@ -206,15 +185,26 @@ class EditingModel(BaseTuner):
             ValueError: If there is no such adapter.
         """
         name = self._adapter(adapter_name)
-        return sorted(
-            (layer for layer in self.context.layers if layer.has(name)), key=lambda layer: not layer.leads(name)
-        )
+        layers = self.layers_with(name)
+        layers[0].check_loaded(name)
+        return layers
+
+    def layers_with(self, adapter_name: str) -> list[EditingLayer]:
+        """The same, also if nobody has looked yet at what was loaded."""
+        layers = [layer for layer in self.context.layers if layer.has(adapter_name)]
+        return sorted(layers, key=lambda layer: not layer.leads(adapter_name))
 
     def _adapter(self, adapter_name: str | None) -> str:
         name = adapter_name or self.active_adapters[0]
         if name not in self.peft_config:
             raise ValueError(f"There is no adapter {name!r}; the model has {', '.join(self.peft_config) or 'none'}.")
         return name
+
+    def check_several_processes(self) -> None:
+        """
+        Raises:
+            ValueError: If a training loop of several processes cannot train adapters of this method.
+        """
 
     def end_training(self) -> None:
         """What is left to do with the active adapter when a training loop has ended."""
@@ -258,8 +248,11 @@ class EditingModel(BaseTuner):
 
         Raises:
             KeyError: If the ledger has no such edit.
+            TypeError: If it is no whole number.
             ValueError: If the adapter acts on every prompt: without deferral no prompt can be given back to the base model.
         """
+        if not isinstance(edit, Integral) or isinstance(edit, bool):
+            raise TypeError(f"An edit is undone by its `id`, a whole number; got {edit!r}.")
         name = self._adapter(adapter_name)
         self.check_deferral(name)
         lead = self.layers_of(name)[0]
@@ -273,6 +266,7 @@ class EditingModel(BaseTuner):
             raise KeyError(f"There is no edit {edit}; the ledger has {[entry['id'] for entry in entries][-20:]}.")
         entries.remove(removed)
         with lead.changing(name):
+            lead.reserve(name, lead.next_edit(name))
             lead.changed("anchors", name).remove(edit)
             lead.changed("targets", name).remove(edit)
             if lead.relations(name) is not None:

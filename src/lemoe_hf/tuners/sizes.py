@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -12,28 +12,34 @@ from ..routing.anchors import Anchors
 from ..routing.relations import Relations
 from ..routing.targets import Targets
 from .config import EditingConfig
-from .experts import Experts
 from .ledger import Bytes
+from .stamp import Stamp
 
 
 # What adapters from before these were kept do not have, and are loaded without.
-LATER = ("lemoe_targets", "lemoe_vocabulary")
+LATER = ("targets", "vocabulary", "stamp")
 
 
 class Storing(Protocol):
     """A layer with what it has stored of each adapter: what is known of its edits, if it leads, and its weights."""
 
+    prefix: ClassVar[str]
     configs: dict[str, EditingConfig]
     adapter_layer_names: tuple[str, ...]
     other_param_names: tuple[str, ...]
     of_fixed_size: tuple[str, ...]
+    of_any_width: tuple[str, ...]
 
     def part(self, name: str, adapter_name: str) -> nn.Module: ...
+    def get_base_layer(self) -> nn.Module: ...
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]: ...
+    def container(self, name: str) -> nn.ModuleDict: ...
     def leads(self, adapter_name: str) -> bool: ...
     def anchors(self, adapter_name: str) -> Anchors: ...
     def targets(self, adapter_name: str) -> Targets: ...
     def relations(self, adapter_name: str) -> Relations | None: ...
     def ledger(self, adapter_name: str) -> Bytes: ...
+    def stamp(self, adapter_name: str) -> Stamp: ...
     def sizes(self, adapter_name: str) -> dict[str, int]: ...
 
 
@@ -76,12 +82,17 @@ def stored(layer: Storing, adapter_name: str) -> Iterator[tuple[nn.Module, str, 
                 yield module, f"{container}.{adapter_name}.{name}", name, tensor
 
 
-def check(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+def own_tensors(layer: Storing, adapter_name: str) -> dict[str, torch.Tensor]:
+    """The same, by names that do not tell the adapter."""
+    return {key.replace(f".{adapter_name}.", ".", 1): tensor for _, key, _, tensor in stored(layer, adapter_name)}
+
+
+def check_fits(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
     """
-    Check a state dict, with keys relative to the layer, before anything of it is loaded.
+    Check whether a state dict, with keys relative to the layer, goes into it, before anything of it is loaded.
 
     Raises:
-        ValueError: If a tensor is missing, made for another model, or does not go with the others.
+        ValueError: If a tensor is missing, or made for another model.
     """
     for _, key, _, tensor in stored(layer, adapter_name):
         saved, named = state_dict.get(key), key.replace(f".{adapter_name}.", ".")
@@ -93,47 +104,49 @@ def check(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]
         is_fixed = key.startswith(layer.of_fixed_size)
         if (
             tensor.dim() != saved.dim()
-            or (tensor.dim() == 3 and tensor.shape[1:] != saved.shape[1:])
+            or (tensor.shape[1:] != saved.shape[1:] and not key.startswith(layer.of_any_width))
             or (is_fixed and tensor.shape != saved.shape)
         ):
             raise ValueError(
                 f"The adapter's {named} has the shape {tuple(saved.shape)}, where this model needs "
                 f"{tuple(tensor.shape)}: it was made for another hidden size, `expert_dim` or `num_experts`. "
-                f"Load it with its own config, onto the base model it was made for."
+                f"Load the base model it was made for, and its own config."
             )
-    for container in layer.adapter_layer_names + layer.other_param_names:
-        module = dict(getattr(layer, container)).get(adapter_name)
-        prefix = f"{container}.{adapter_name}."
-        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        if isinstance(module, Experts):
-            sizes = {name: len(own[name]) for name in module.names}
-            if len(set(sizes.values())) > 1:
-                raise ValueError(
-                    f"The adapter's weights are damaged: {container} has unequal numbers of experts, {sizes}."
-                )
-        if hasattr(module, "check"):
-            module.check(own)
 
 
 def completed(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict with nothing in the place of what was not kept yet when it was saved."""
     if not state_dict:  # of another method: `check` says so
         return state_dict
-    missing = {
-        key: tensor.new_zeros(0)
-        for _, key, _, tensor in stored(layer, adapter_name)
-        if key.startswith(LATER) and key not in state_dict
-    }
+    missing = {}
+    for module, key, _, tensor in stored(layer, adapter_name):
+        container = key.partition(".")[0]
+        is_later = container.removeprefix(layer.prefix) in LATER
+        if is_later and not any(name.startswith(f"{container}.") for name in state_dict):
+            shape = tensor.shape if isinstance(module, Stamp) else (0,)
+            missing[key] = torch.zeros(shape, dtype=tensor.dtype)
     return state_dict | missing
 
 
 def fit_to(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
     """Resize every tensor of an adapter to what a state dict, with keys relative to the layer, holds for it."""
+    device = layer._get_base_layer_device_and_dtype(layer.get_base_layer())[0]
     for module, key, name, tensor in list(stored(layer, adapter_name)):
-        if tensor.shape != state_dict[key].shape:
-            resized = tensor.new_zeros(state_dict[key].shape)
+        if tensor.shape != state_dict[key].shape or tensor.device.type == "meta":
+            place = device if tensor.device.type == "meta" else tensor.device
+            resized = torch.zeros(state_dict[key].shape, dtype=tensor.dtype, device=place)
             if isinstance(tensor, nn.Parameter):
                 resized = nn.Parameter(resized, requires_grad=tensor.requires_grad)
             setattr(module, name, resized)
     if layer.leads(adapter_name):
         write_sizes(layer, adapter_name)
+
+
+def fill_in(layer: Storing, adapter_name: str) -> None:
+    """Put nothing in the place of what a loader had nothing for, and the config tells of no size either."""
+    device = layer._get_base_layer_device_and_dtype(layer.get_base_layer())[0]
+    for module, _, name, tensor in list(stored(layer, adapter_name)):
+        if tensor.device.type == "meta" and not tensor.numel():
+            empty = torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+            is_weight = isinstance(tensor, nn.Parameter)
+            setattr(module, name, nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_weight else empty)

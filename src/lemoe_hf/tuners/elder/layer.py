@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -27,7 +28,15 @@ class ELDERLayer(EditingLayer):
     prefix = "elder_"
     adapter_layer_names = ("elder_mixture",)
     other_param_names = ("elder_codes", *(f"elder_{name}" for name in KNOWN))
+    of_fixed_size = adapter_layer_names
+    of_any_width = ("elder_codes",)
     configs: dict[str, ELDERConfig]
+
+    @classmethod
+    def check_weights(cls, tensors: Mapping[str, torch.Tensor]) -> None:
+        sizes = {name: len(tensor) for name, tensor in tensors.items() if name.startswith("elder_codes.")}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"The adapter's weights are damaged: its codes are of unequal numbers of edits, {sizes}.")
 
     def make(self, adapter_name: str, config: ELDERConfig, leads: bool) -> None:
         self.elder_mixture[adapter_name] = Mixture(
@@ -161,7 +170,7 @@ class ELDERLayer(EditingLayer):
         self, adapter_name: str, lessons: list[Lesson], queries: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What lessons pass, as [`ELDERLayer.trained`] tells; those that are new leave their code."""
-        new, made, entries = new_edits(self.anchors(adapter_name), lessons, 0)
+        new, made, entries = new_edits(self.anchors(adapter_name), lessons, 0, self.next_edit(adapter_name))
         allocated = self.allocate(adapter_name, [lesson.target for lesson in lessons])
         if new:
             rows = [lessons.index(lesson) for lesson in new]

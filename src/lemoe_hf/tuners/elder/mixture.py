@@ -76,14 +76,6 @@ class Mixture(nn.Module):
         h = torch.einsum("gnd,edr->gner", x, self.in_proj.to(x.dtype)) * gates[..., None].to(x)
         return torch.einsum("gner,ero->gno", h, self.out_proj.to(x.dtype))
 
-    def check(self, saved: dict[str, torch.Tensor]) -> None:
-        for name, weight in self.named_parameters():
-            if saved[name].shape != weight.shape:
-                raise ValueError(
-                    f"The adapter's {name} has the shape {tuple(saved[name].shape)}, where this model needs "
-                    f"{tuple(weight.shape)}: it was made for another base model, or its config has been changed."
-                )
-
 
 def gates_of(probabilities: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Probabilities of shape `(..., e)` of the chosen, of shape `(..., k)`; zero for all others."""
@@ -145,11 +137,6 @@ class Codes(Frozen):
         stored = self.codes.to(flat)
         distance, row = (flat.sum(1)[:, None] + stored.sum(1) - 2 * flat @ stored.T).min(1)
         return distance, self.edit[row]
-
-    def check(self, saved: dict[str, torch.Tensor]) -> None:
-        sizes = {name: len(tensor) for name, tensor in saved.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"The adapter's weights are damaged: its codes are of unequal numbers of edits, {sizes}.")
 
 
 def draw_allocation(

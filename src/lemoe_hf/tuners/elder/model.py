@@ -48,8 +48,8 @@ class ELDERModel(EditingModel):
         first = min(round(config.depth * len(stack)), len(stack) - 1)
         if first + config.num_layers > len(stack):
             raise ValueError(
-                f"{type(self.model).__name__} has {len(stack)} layers, and `num_layers={config.num_layers}` are asked for, from "
-                f"layer {first} on. Lower `num_layers` or `depth`, or pass `layers_to_transform`."
+                f"{type(self.model).__name__} has {len(stack)} layers, and `num_layers={config.num_layers}` are asked for, "
+                f"from layer {first} on. Lower `num_layers` or `depth`, or pass `layers_to_transform`."
             )
         return list(range(first, first + config.num_layers))
 
@@ -99,6 +99,9 @@ class ELDERModel(EditingModel):
         """Compute the codes of all edits anew, by the routers as they are now."""
         name = self._adapter(adapter_name)
         self.layers_of(name)[0].refresh_codes(name)
+
+    def check_several_processes(self) -> None:
+        raise ValueError("ELDER's codes cannot be trained by several processes: launch the training by itself.")
 
     def end_training(self) -> None:
         """Nothing is frozen in ELDER; codes are brought up to date if the config asks for it."""

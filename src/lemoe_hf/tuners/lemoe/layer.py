@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -12,6 +14,7 @@ from ...routing.training_batch import lessons_of, new_edits
 from ..experts import Experts, bypass
 from ..known import KNOWN
 from ..layer import EditingLayer
+from .check import check_stacks
 from .config import LEMoEConfig
 
 
@@ -28,6 +31,8 @@ class LEMoELayer(EditingLayer):
     configs: dict[str, LEMoEConfig]
 
     def make(self, adapter_name: str, config: LEMoEConfig, leads: bool) -> None:
+        self.check_width("expert_dim", config.expert_dim or 1)
+        self.check_width("anchor_dim", config.anchor_dim or 1)
         sizes = (self.in_features, config.expert_dim or self.ffn_width(), config.expert == "ffn")
         dtype = getattr(torch, config.expert_dtype)
         self.lemoe_open[adapter_name] = Experts(
@@ -41,6 +46,14 @@ class LEMoELayer(EditingLayer):
                 config, self.hidden_size
             )
         self.lemoe_open[adapter_name].reset_parameters(config.init_weights)
+
+    @classmethod
+    def check_weights(cls, tensors: Mapping[str, torch.Tensor]) -> None:
+        check_stacks(tensors)
+
+    @classmethod
+    def num_experts(cls, tensors: Mapping[str, torch.Tensor]) -> int:
+        return len(tensors["lemoe_bank.in_proj"]) + len(tensors["lemoe_open.in_proj"])
 
     def delta(self, adapter_name: str, acting: Acting, x: torch.Tensor) -> torch.Tensor:
         return bypass(self.bank(adapter_name), self.opened(adapter_name), x, acting)
@@ -126,7 +139,7 @@ class LEMoELayer(EditingLayer):
         return len(self.bank(adapter_name))
 
     def may_act(self, adapter_name: str) -> bool:
-        return bool(len(self.bank(adapter_name))) or super().may_act(adapter_name)
+        return super().may_act(adapter_name) or bool(len(self.bank(adapter_name)))
 
     def route(self, adapter_name: str, root: nn.Module, batch: Batch) -> ExpertPass | Acting | None:
         config, num_committed = self.configs[adapter_name], len(self.bank(adapter_name))
@@ -177,7 +190,7 @@ class LEMoELayer(EditingLayer):
         config, anchors = self.configs[adapter_name], self.anchors(adapter_name)
         num_committed = len(self.bank(adapter_name))
         lessons = lessons_of(batch.pieces, structure.bos_token(root))
-        new, made, entries = new_edits(anchors, lessons, num_committed)
+        new, made, entries = new_edits(anchors, lessons, num_committed, self.next_edit(adapter_name))
         device = batch.ids.device
         if config.routing == "kv_anchor" and lessons:
             router, bank = self.keys(adapter_name), self.router_bank(adapter_name)

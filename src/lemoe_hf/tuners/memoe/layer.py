@@ -100,7 +100,7 @@ class MEMoELayer(EditingLayer):
     def _remember(self, adapter_name: str, root: nn.Module, batch: Batch) -> list[Lesson]:
         """Put the prompts of a training batch in scope; returns them with their answers."""
         lessons = lessons_of(batch.pieces, structure.bos_token(root))
-        new, made, entries = new_edits(self.anchors(adapter_name), lessons, MIXTURE)
+        new, made, entries = new_edits(self.anchors(adapter_name), lessons, MIXTURE, self.next_edit(adapter_name))
         if new:
             targets = [(entry["id"], tuple(entry["target_ids"])) for entry in entries if entry["target_ids"]]
             self.store(adapter_name, made, entries, targets)
