@@ -132,8 +132,7 @@ class LifelongEditor(EditedModel):
         """
         Measure what edits need to know of the base model; the first edit does it, unless it was done before.
 
-        Telling relations apart takes one pass over six thousand short prompts, for the first adapter of a base model
-        (see `fit_relations`), which is minutes on a CPU even for a small model.
+        Telling relations apart is learned for the first adapter of a base model (see `fit_relations`), in some seconds.
         """
         if self._calibration is None:
             self._calibration = Calibration(self.tokenizer)
@@ -144,9 +143,7 @@ class LifelongEditor(EditedModel):
             if not vocabulary.is_known:
                 learn_vocabulary(vocabulary, self.tokenizer)
             if self._relations is not None and not self._relations.is_fitted:
-                fit_relations(
-                    self._relations, vocabulary, self.root, self.tuner.context, self.adapter_name, self.tokenizer
-                )
+                fit_relations(self._relations, vocabulary, self.root, self.tokenizer)
 
     def _set_output_scale(self) -> None:
         scale = output_scale(self.root, self.tuner.context, self._lead, self.tokenizer)

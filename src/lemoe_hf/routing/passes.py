@@ -153,7 +153,7 @@ class Pass:
         """Let the questions ask, once all hidden states are there."""
         device = self.recorded[-1].device
         if self.router.relations is not None:
-            score(self.router.relations, self.askings, [states.to(device) for states in self.recorded], embed)
+            score(self.router, self.askings, [states.to(device) for states in self.recorded], embed)
         self.waits = False
 
     def acting(self) -> Acting | None:

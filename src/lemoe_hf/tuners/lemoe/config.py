@@ -112,7 +112,7 @@ class LEMoEConfig(PeftConfig):
         num_open_experts (`int`): Experts in training.
         num_anchors, num_anchor_tokens, num_ledger_bytes, num_targets, num_target_tokens, num_token_kinds, num_reply_tokens,
         num_router_anchors, num_relation_features, num_relation_prompts, num_relation_marks, num_relation_stops,
-        num_relation_continuing, num_relation_keys (`int`):
+        num_relation_continuing, num_relation_keys, num_relation_emphasis (`int`):
             Sizes of what is stored beside them.
         output_scale (`float`, *optional*):
             Mean absolute output of the bypassed FFN, measured before the first edit: the unit of `normalize`.
@@ -166,6 +166,7 @@ class LEMoEConfig(PeftConfig):
     num_relation_stops: int = 0
     num_relation_continuing: int = 0
     num_relation_keys: int = 0
+    num_relation_emphasis: int = 0
     output_scale: Optional[float] = None
     base_model_fingerprint: Optional[str] = None
 

@@ -16,6 +16,7 @@ from .config import LEMoEConfig
 
 # What adapters from before these were kept do not have, and are loaded without.
 LATER = ("lemoe_targets", "lemoe_vocabulary")
+LATER_TENSORS = (".emphasis",)
 
 
 class Storing(Protocol):
@@ -47,7 +48,7 @@ def write_sizes(layer: Storing, adapter_name: str) -> None:
     if adapter_name in layer.lemoe_relations:
         relations = layer.lemoe_relations[adapter_name]
         tokens = (relations.marks, relations.stops, relations.continuing)
-        tensors = (relations.mean, relations.cohort, *tokens, relations.keys)
+        tensors = (relations.mean, relations.cohort, *tokens, relations.keys, relations.emphasis)
         for name, tensor in zip(Relations.sizes, tensors, strict=True):
             setattr(config, name, len(tensor))
     if adapter_name in layer.lemoe_router_bank:
@@ -106,7 +107,7 @@ def completed(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Ten
     missing = {
         key: tensor.new_zeros(0)
         for _, key, _, tensor in stored(layer, adapter_name)
-        if key.startswith(LATER) and key not in state_dict
+        if (key.startswith(LATER) or key.endswith(LATER_TENSORS)) and key not in state_dict
     }
     return state_dict | missing
 
