@@ -3,8 +3,8 @@
     python benchmarks/decision.py --model FOLDER --data halluedit.jsonl --records 300 --work FOLDER
 
 A line of the data is a record with EasyEdit's keys, `prompt`, `target_new` and `subject`, and what is asked about it: a
-`rephrase_prompt` (of EasyEdit), a `same_subject_question` and a `yes_question` (HalluEditBench), `locality` by kinds (KnowEdit),
-or `probes` of our own (`kind`, `expect`, and a `prompt` or `messages`).
+`rephrase_prompt` (of EasyEdit), a `same_subject_question` and a `yes_question` (HalluEditBench), `locality` by kinds
+(KnowEdit), or `probes` of our own (`kind`, `expect`, and a `prompt` or `messages`).
 
 | of | figure | what |
 |---|---|---|
@@ -169,7 +169,7 @@ def main() -> None:
             file.writelines(json.dumps(figure) + "\n" for figure in new)
             file.flush()
             figures += new
-    thresholds = editor.tuner.lemoe_layers()[0].lemoe_relations["default"].thresholds.tolist()
+    thresholds = editor.tuner.layers_of()[0].relations("default").thresholds.tolist()
     outcome = summed_up(figures)
     for kind, figure in outcome.items():
         print(kind, figure)

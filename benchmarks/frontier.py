@@ -51,7 +51,7 @@ def main() -> None:
             }
         )
         print(points[-1], flush=True)
-    relations = model.base_model.lemoe_layers()[0].lemoe_relations["default"]
+    relations = model.base_model.layers_of()[0].lemoe_relations["default"]
     report = {
         "command": command(),
         "num_edits": len(edits),

@@ -59,7 +59,7 @@ def share_in_projection(editor: LifelongEditor) -> None:
         weight = layer.lemoe_open[args[0]].in_proj.requires_grad_(True)
         weight.register_hook(torch.zeros_like)
 
-    for layer in editor.tuner.lemoe_layers():
+    for layer in editor.tuner.layers_of():
         layer.open_experts = opened.__get__(layer)
 
 
@@ -81,7 +81,7 @@ def main() -> None:
         if shared:
             share_in_projection(editor)
         result = editor.edit(edits)
-        bank = editor.tuner.lemoe_layers()[0].lemoe_bank["default"]
+        bank = editor.tuner.layers_of()[0].lemoe_bank["default"]
         if shared:
             assert (bank.in_proj == bank.in_proj[:1]).all()
         if bits == 8:

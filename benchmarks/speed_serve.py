@@ -52,7 +52,7 @@ def filled(base, tokenizer, edits: list[Edit]):
         anchors += calibration.anchors(tokenize_edit(tokenizer, edit, 2**31), i, i)
         entries.append({"id": i, "expert": i, "edit": edit.to_dict()})
     if edits:
-        layer = tuner.lemoe_layers()[0]
+        layer = tuner.layers_of()[0]
         layer.open_experts("default", len(edits))
         torch.nn.init.normal_(layer.lemoe_open["default"].out_proj, std=0.02)
         tuner.commit(anchors, entries)
@@ -108,7 +108,7 @@ def main() -> None:
         model, num_anchors = filled(load(), tokenizer, edits)
         for batch in (1, 8):
             ids = prompts_of(tokenizer, edits, batch, args.prompt_tokens, args.device)
-            route = model.base_model.lemoe_layers()[0].route("default", model.base_model.model, ids, {})
+            route = model.base_model.layers_of()[0].route("default", model.base_model.model, ids, {})
             assert (route.gates != 0).any(1).all(), "a row is not routed to any expert"
             for each in (plain, model):
                 run(each, ids, 2)  # warm up

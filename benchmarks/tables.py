@@ -51,6 +51,8 @@ COLUMNS = {
     "Rel of the last batch": "last_batch_reliability",
     "cosine within": "within",
     "between": "between",
+    "conversation, as the base model": "conversation_base",
+    "conversation, as the edit": "conversation_target",
     "another topic": "conversation_topic_change",
     "another relation, by pronoun": "conversation_other_relation_pronoun",
     "by name": "conversation_other_relation_name",

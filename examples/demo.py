@@ -10,9 +10,13 @@ import json
 import subprocess
 import sys
 import time
-import warnings
 from contextlib import nullcontext
 from pathlib import Path
+
+from lemoe_cli.quiet import be_quiet
+
+
+be_quiet()  # before what follows is imported
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -25,7 +29,6 @@ from lemoe_hf import Edit, EditEvaluator, LEMoEConfig, LifelongEditor, read_edit
 
 
 logging.set_verbosity_error()
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT asks, transformers complains
 logging.disable_progress_bar()
 console = Console(width=140)
 NUM_BATCHES = 4

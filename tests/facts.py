@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
+import torch
 from huggingface_hub import constants
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from lemoe_hf import Edit, EditingArguments, LifelongEditor
 from lemoe_hf.data.reference import reference_relations
 from lemoe_hf.editing import relations
+from lemoe_hf.editing.wordings import fit
 from tiny import edited
 
 
@@ -49,11 +52,21 @@ def targets(edits: list[Edit]) -> list[str]:
     return [edit.target_new for edit in edits]
 
 
+def answers(editor: LifelongEditor, edits: list[Edit]) -> list[str]:
+    return [text.strip() for text in editor.answers([edit.prompt for edit in edits], 10)]
+
+
+def logits_of(editor: LifelongEditor, prompts: list[str]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [editor.model(**editor.tokenizer(prompt, return_tensors="pt")).logits for prompt in prompts]
+
+
 @contextmanager
 def few_relations(home: str) -> Iterator[None]:
     """Inside, a cache of one's own, and every ninth of the package's relations, which are learned in no time."""
     few = tuple(entry for entry in reference_relations() if entry.relation % 9 == 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(relations, "reference_relations", lambda: few)
+        patch.setattr(relations, "fit", partial(fit, steps=20))
         patch.setattr(constants, "HF_HOME", home)
         yield

@@ -123,7 +123,7 @@ def teach(
 
 
 def relations_of(model: PeftModel, adapter_name: str = "default") -> Relations:
-    return model.base_model.lemoe_layers(adapter_name)[0].lemoe_relations[adapter_name]
+    return model.base_model.layers_of(adapter_name)[0].lemoe_relations[adapter_name]
 
 
 def put_asked(
@@ -138,7 +138,7 @@ def put_asked(
     edits = put_edits(model, prompts, [span] * len(prompts), adapter_name=name, seed=seed, targets=targets)
     features = features_of_prompts(model, prompts, [span] * len(prompts), name)
     embedded = relations_of(model, name).embed(features)
-    model.base_model.lemoe_layers(name)[0].remember(name, edits, embedded)
+    model.base_model.layers_of(name)[0].remember(name, edits, embedded)
 
 
 # --------------------------------------------------------------------------------------------------------- expectations
@@ -178,7 +178,7 @@ def known(model: PeftModel, rows: Sequence[Sequence[Span]], num: int, past: int,
                 experts.append([expert])
     if not places:
         return {}
-    committed = len(model.base_model.lemoe_layers()[0].lemoe_bank["default"])
+    committed = len(model.base_model.layers_of()[0].lemoe_bank["default"])
     gates = torch.ones(len(experts), 1)
     return {"default": Acting.of(places, torch.tensor(experts), gates, width, committed, uses_open=False)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -141,6 +141,27 @@ def test_requests_that_are_put_off_go_on_where_they_were(model, tokenizer, put_o
     ids = tokens_of(tokenizer, [prompt for prompt in ALL for _ in range(2)])
     assert batched(model, ids, TIGHT | {"num_blocks": num_blocks}) == one_by_one(model, ids)
     assert sum(len(request.initial_tokens) > request._true_initial_tokens > 0 for request in put_off) > 2
+
+
+def test_passes_that_go_by_with_the_edits_off_are_known_afterwards(model, tokenizer):
+    """A request whose edits are switched off for a while goes on with the text that it has by then."""
+    context, passes = model.base_model.context, []
+
+    def begun(root, inputs):
+        with model.disable_adapter() if len(passes) in (2, 3) else nullcontext():
+            passes.append(type(context)._begun(context, root, inputs))
+        routed = passes[-1].passes.get("default")
+        for piece, text in zip(routed.batch.pieces, routed.batch.texts, strict=True) if routed else ():
+            request = piece.request
+            assert text.ids == (request.initial_tokens + request.generated_tokens)[: request.position_offset]
+        return passes[-1]
+
+    context._begun = begun
+    try:
+        batched(model, tokens_of(tokenizer, [FACTS[0].prompt, UNRELATED[0]]))
+    finally:
+        del context._begun
+    assert [bool(running.passes) for running in passes[:6]] == [True, True, False, False, True, True]
 
 
 def test_prompts_that_are_read_in_parts(model, tokenizer):

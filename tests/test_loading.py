@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lemoe_hf import LEMoEConfig
 from lemoe_hf.routing.vocabulary import MARK, STOP
-from lemoe_hf.tuners.lemoe.sizes import LATER
+from lemoe_hf.tuners.sizes import LATER
 from tiny import (
     CONFIGS,
     FAMILIES,
@@ -432,7 +432,7 @@ def test_targets_and_kinds_of_tokens_survive_the_disk(tmp_path):
     put_vocabulary(model, vocabulary_of(marks=(40,), reply=(50, 51)))
     model.base_model.store([], [])
     model.save_pretrained(tmp_path)
-    layer = PeftModel.from_pretrained(tiny(), tmp_path).base_model.lemoe_layers()[0]
+    layer = PeftModel.from_pretrained(tiny(), tmp_path).base_model.layers_of()[0]
     assert [layer.lemoe_targets["default"].of(edit) for edit in (0, 1)] == [((30,),), ((31, 32),)]
     vocabulary = layer.vocabulary("default")
     assert (vocabulary.kind(40), vocabulary.reply_tokens) == (MARK | STOP, (50, 51))
@@ -490,6 +490,6 @@ def test_a_config_that_has_grown_is_refused_for_another_adapter():
     model = get_peft_model(tiny(), config).eval()
     put_edits(model, prompts_of(2))
     for refuse in (lambda: get_peft_model(tiny(), config), lambda: model.add_adapter("other", config)):
-        with pytest.raises(ValueError, match=r"has grown with it \(2 experts\). Make a new LEMoEConfig"):
+        with pytest.raises(ValueError, match=r"has grown with it \(2 anchors of edits\). Make a new LEMoEConfig"):
             refuse()
     assert model.peft_config["default"].num_experts == 2

@@ -76,7 +76,7 @@ def test_facts_are_learned_generated_and_undone(load, tokenizer):
     before, scores = answers(base, tokenizer, UNRELATED, 4), logits(base, prompts_of(3))
     editor = LifelongEditor(get_peft_model(base, LEMoEConfig(relation_gate=False)), tokenizer, plain())
     result = editor.edit(FACTS[:3])
-    assert editor.model.base_model.lemoe_layers()[0].lemoe_bank["default"].in_proj.dtype == torch.bfloat16
+    assert editor.model.base_model.layers_of()[0].lemoe_bank["default"].in_proj.dtype == torch.bfloat16
     told = answers(editor.model, tokenizer, [fact.prompt for fact in FACTS[:3]], 12)
     assert sum(fact.target_new in answer for fact, answer in zip(FACTS, told, strict=False)) == 3, (result, told)
     assert answers(editor.model, tokenizer, UNRELATED, 4) == before
@@ -91,7 +91,7 @@ def test_open_experts_have_the_dtype_peft_promises(name, autocast, folder):
     """float32 with `autocast_adapter_dtype`, else the base model's; beside integers they stay in float32."""
     base = AutoModelForCausalLM.from_pretrained(folder, **LOADERS[name])
     model = get_peft_model(base, LEMoEConfig(), autocast_adapter_dtype=autocast)
-    (layer,) = model.base_model.lemoe_layers()
+    (layer,) = model.base_model.layers_of()
     is_packed = name.startswith("bitsandbytes")
     expected = torch.float32 if autocast or is_packed else LOADERS[name]["dtype"]
     assert layer.lemoe_open["default"].in_proj.dtype == expected

@@ -17,11 +17,13 @@ SOURCE = ROOT / "src" / "lemoe_hf"
 
 # From the leaves up; a part may import those before it.
 ORDER = [
+    "after_peft",
     "registration",
     "card",
     "structure",
     "data",
     "routing",
+    "adapter",
     "tuners",
     "generation",
     "editing",

@@ -80,7 +80,7 @@ def test_the_width_is_that_of_the_ffn_where_a_layer_is_bypassed_whole():
     """And not of its attention, which in Gemma 4 is wider here."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(tiny_config("gemma4_text"))
-    (layer,) = get_peft_model(model, LEMoEConfig(expert_dim=None)).base_model.lemoe_layers()
+    (layer,) = get_peft_model(model, LEMoEConfig(expert_dim=None)).base_model.layers_of()
     assert layer.is_block
     assert layer.lemoe_open["default"].in_proj.shape[2] == 48
 

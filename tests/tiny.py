@@ -116,7 +116,7 @@ def put_edits(
     """
     tuner = getattr(model, "base_model", model)
     name = tuner._adapter(adapter_name)
-    layers = tuner.lemoe_layers(name)
+    layers = tuner.layers_of(name)
     for layer in layers:
         layer.open_experts(name, len(prompts))
         for i in range(len(prompts)):

@@ -58,7 +58,7 @@ def vocabulary_of(
 
 
 def put_vocabulary(model, vocabulary: Vocabulary, adapter_name: str = "default") -> None:
-    own = model.base_model.lemoe_layers(adapter_name)[0].lemoe_vocabulary[adapter_name]
+    own = model.base_model.layers_of(adapter_name)[0].lemoe_vocabulary[adapter_name]
     own.kinds, own.reply = vocabulary.kinds, vocabulary.reply
 
 

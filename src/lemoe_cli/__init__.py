@@ -1,4 +1,4 @@
-"""The command line, in a package of its own: `lemoe --help` must not wait for torch, which `lemoe_hf` imports."""
+"""The command line. It imports `lemoe_hf` when a command runs: `lemoe --help` must not wait for torch."""
 
 from .main import app
 

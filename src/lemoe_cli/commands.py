@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from lemoe_hf.card import write_figures
 from lemoe_hf.editing.ordering import OrderBy
 from lemoe_hf.editing.parallel import processes
 from lemoe_hf.editing.push import push_folder
-from lemoe_hf.tuners.lemoe.ledger import read_ledger
+from lemoe_hf.tuners.ledger import read_ledger
 
 
 out, err = Console(), Console(stderr=True)
@@ -34,7 +33,6 @@ def reported():
     """Tell an expected error in one line, and leave with code 1."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         yield
     except (ValueError, TypeError, KeyError, OSError, EditingError, SafetensorError) as error:

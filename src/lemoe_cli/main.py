@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
+from .quiet import be_quiet
+
 
 app = typer.Typer(
     name="lemoe",
@@ -21,6 +23,23 @@ Model = Annotated[
 ]
 Adapter = Annotated[Path, typer.Option("--adapter", help="Folder of the adapter.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def tell_version(is_asked_for: bool) -> None:
+    if is_asked_for:
+        from lemoe_hf import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def before(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    be_quiet()
 
 
 @app.command()

@@ -1,32 +1,37 @@
-"""Lifelong model editing as PEFT methods. Importing this package registers them with PEFT; nothing else happens."""
+"""
+Lifelong model editing as PEFT methods. Importing this package registers them with PEFT, now or as soon as PEFT is imported;
+everything else is imported when it is asked for.
+"""
 
-from .registration import add_peft_type, register
+from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-add_peft_type("LEMOE")
-
-from .data import Edit, read_edits  # noqa: E402
-from .editing import (  # noqa: E402
-    CommitCallback,
-    EditCollator,
-    EditingArguments,
-    EditingError,
-    EditResult,
-    EditTrainer,
-    LifelongEditor,
-    Order,
-    plan_order,
-)
-from .editing.push import push_model  # noqa: E402
-from .evaluation import EditEvaluator  # noqa: E402
-from .tuners.lemoe import LEMoEConfig, LEMoELayer, LEMoEModel  # noqa: E402
+from .after_peft import import_with_peft
 
 
-register("lemoe", LEMoEConfig, LEMoEModel, push_model)
+if TYPE_CHECKING:
+    from .adapter import Adapter
+    from .data import Edit, read_edits
+    from .editing import (
+        CommitCallback,
+        EditCollator,
+        EditingArguments,
+        EditingError,
+        EditResult,
+        EditTrainer,
+        LifelongEditor,
+        Order,
+        plan_order,
+    )
+    from .evaluation import EditEvaluator
+    from .tuners.lemoe import LEMoEConfig, LEMoELayer, LEMoEModel
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapter",
     "CommitCallback",
     "Edit",
     "EditCollator",
@@ -43,3 +48,40 @@ __all__ = [
     "plan_order",
     "read_edits",
 ]
+
+# Where the names are from.
+_MODULES = {
+    "adapter": ("Adapter",),
+    "data": ("Edit", "read_edits"),
+    "editing": (
+        "CommitCallback",
+        "EditCollator",
+        "EditResult",
+        "EditTrainer",
+        "EditingArguments",
+        "EditingError",
+        "LifelongEditor",
+        "Order",
+        "plan_order",
+    ),
+    "evaluation": ("EditEvaluator",),
+    "tuners.lemoe": ("LEMoEConfig", "LEMoELayer", "LEMoEModel"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_SUBMODULES = ("card", "data", "editing", "evaluation", "generation", "registration", "routing", "structure", "tuners")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})
+
+
+import_with_peft(f"{__name__}.tuners")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
+import lemoe_hf
 from lemoe_cli import app, main
+from lemoe_cli.quiet import be_quiet
 from lemoe_hf import Edit, LifelongEditor, plan_order
 from lemoe_hf.editing.ordering import OrderBy
 from lemoe_hf.evaluation import accuracy
@@ -60,6 +63,14 @@ def test_help_does_not_import_torch():
         assert command in output
 
 
+def test_the_version_is_told_as_soon():
+    code = (
+        "import sys, lemoe_cli\nlemoe_cli.app(['--version'], standalone_mode=False)\nassert 'torch' not in sys.modules"
+    )
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output.strip() == lemoe_hf.__version__
+
+
 @pytest.mark.parametrize("command", ["edit", "generate", "evaluate", "inspect", "undo", "push"])
 def test_every_command_has_help(command: str):
     assert "--adapter" in run(command, "--help")
@@ -73,6 +84,35 @@ def test_edit_answers_and_writes_the_adapter(base: Path, adapter: Path):
     rows = json.loads(run("generate", "--adapter", adapter, "--json", *[edit["prompt"] for edit in EDITS]))
     assert [row["answer"] for row in rows] == [edit["target_new"] for edit in EDITS]
     assert all(row["base model"] != row["answer"] for row in rows)
+
+
+def test_other_packages_say_nothing(base: Path, edits: Path, tmp_path: Path):
+    """Neither when they are imported, nor when an adapter is made."""
+    command = [
+        "-m",
+        "lemoe_hf.cli",
+        "edit",
+        "--model",
+        base,
+        "--edits",
+        edits,
+        "--adapter",
+        tmp_path / "new",
+        "--json",
+    ]
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(json.loads(done.stdout)) == len(EDITS)
+
+
+def test_what_they_say_otherwise_is_told(caplog: pytest.LogCaptureFixture):
+    be_quiet()
+    be_quiet()
+    logger = logging.getLogger("torchao")
+    assert len(logger.filters) == 1
+    logger.warning("Failed to load some.so: no such file")
+    logger.warning("This kernel gives wrong results")
+    assert caplog.messages == ["This kernel gives wrong results"]
 
 
 def test_the_adapter_grows_and_a_repeated_run_changes_nothing(base: Path, adapter: Path, edits: Path):

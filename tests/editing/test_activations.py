@@ -24,7 +24,7 @@ def model_in_training(family: str):
     """A model with two committed experts and three random open ones."""
     model = edited(family)
     put_edits(model, prompts_of(2))
-    layer = model.base_model.lemoe_layers()[0]
+    layer = model.base_model.layers_of()[0]
     layer.open_experts("default", 3)
     generator = torch.Generator().manual_seed(3)
     for weight in layer.lemoe_open["default"].weights().values():
@@ -41,7 +41,7 @@ def reusable_of(model, samples=SAMPLES) -> tuple[bool, float]:
 
 
 def gradients(model, losses) -> list[torch.Tensor]:
-    weights = list(model.base_model.lemoe_layers()[0].lemoe_open["default"].weights().values())
+    weights = list(model.base_model.layers_of()[0].lemoe_open["default"].weights().values())
     return list(torch.autograd.grad(losses.sum(), weights))
 
 
@@ -182,7 +182,7 @@ def test_nothing_stays_replaced_after_an_exception(family):
     def interrupt(module, args, output):
         raise KeyboardInterrupt
 
-    handle = model.base_model.lemoe_layers()[0].register_forward_hook(interrupt)
+    handle = model.base_model.layers_of()[0].register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
         batch.logits({"default": batch.acting(2)})
     handle.remove()

@@ -6,29 +6,20 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from facts import FACTS, UNRELATED, editor_for, learner, plain, targets
+from facts import FACTS, UNRELATED, answers, editor_for, learner, logits_of, plain, targets
 from gated import watched
 from lemoe_hf import Edit, EditingArguments, EditingError, LEMoEConfig, LifelongEditor
-from lemoe_hf.editing import training
+from lemoe_hf.editing import lemoe_training as training
 from tiny import PAD, adapter_state, assert_same, committed, tiny
 
 
 def lead(editor):
-    return editor.tuner.lemoe_layers(editor.adapter_name)[0]
+    return editor.tuner.layers_of(editor.adapter_name)[0]
 
 
 def routed_edit(editor, prompt: str) -> int | None:
     entry = editor.explain(prompt).entry
     return entry and entry["id"]
-
-
-def answers(editor, edits) -> list[str]:
-    return [text.strip() for text in editor.answers([edit.prompt for edit in edits], 10)]
-
-
-def logits_of(editor, prompts) -> list[torch.Tensor]:
-    with torch.no_grad():
-        return [editor.model(**editor.tokenizer(prompt, return_tensors="pt")).logits for prompt in prompts]
 
 
 def all_equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
@@ -159,7 +150,7 @@ def test_the_same_edit_twice_in_one_batch_is_no_contradiction(tokenizer):
 def test_several_layers_are_edited_together(tokenizer):
     editor = editor_for(tokenizer, layers_to_transform=[1, 3])
     editor.edit(FACTS)
-    banks = [layer.lemoe_bank["default"] for layer in editor.tuner.lemoe_layers()]
+    banks = [layer.lemoe_bank["default"] for layer in editor.tuner.layers_of()]
     assert [len(bank) for bank in banks] == [6, 6]
     assert all(bank.out_proj.abs().amax((1, 2)).min() > 0 for bank in banks)
 
@@ -215,10 +206,10 @@ def test_kv_anchor_routes_by_the_router(tokenizer):
     editor.edit(FACTS[:2])
     assert answers(editor, FACTS[:2]) == targets(FACTS[:2])
     assert all_equal(logits_of(editor, UNRELATED), base)
-    bank = lead(editor).lemoe_router_bank["default"]
-    assert sorted(bank.anchor_expert.tolist()) == [0, 1]
+    replayed = lambda: sorted(lead(editor).lemoe_router_bank["default"].anchor_expert.tolist())  # noqa: E731
+    assert replayed() == [0, 1]
     editor.edit(FACTS[2:4])
-    assert sorted(bank.anchor_expert.tolist()) == [0, 1, 2, 3]
+    assert replayed() == [0, 1, 2, 3]
 
 
 def test_kv_anchor_finds_every_edit_of_a_large_batch(tokenizer):
@@ -465,7 +456,8 @@ def test_what_edits_answer_is_stored_in_every_spelling_and_taken_back_with_them(
         assert {tokenizer.decode(tokens).strip() for tokens in stored.of(edit)} == {fact.target_new}
     kept = stored.of(1)
     editor.undo(0)
-    assert (stored.of(0), stored.of(1)) == ((), kept)
+    left = lead(editor).lemoe_targets["default"]
+    assert (left.of(0), left.of(1)) == ((), kept)
     assert editor.config.num_targets == len(kept)
 
 
@@ -648,10 +640,10 @@ def test_a_tokenizer_without_padding(tokenizer):
 
 
 def test_a_model_without_the_adapter(tokenizer):
-    with pytest.raises(TypeError, match=r"needs a PeftModel with a LEMoE adapter; got LlamaForCausalLM"):
+    with pytest.raises(TypeError, match=r"needs a PeftModel with an adapter of lemoe_hf; got LlamaForCausalLM"):
         LifelongEditor(tiny(), tokenizer)
     other = get_peft_model(tiny(), LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(TypeError, match=r"needs a PeftModel with a LEMoE adapter; got PeftModel"):
+    with pytest.raises(TypeError, match=r"needs a PeftModel with an adapter of lemoe_hf; got PeftModel"):
         LifelongEditor(other, tokenizer)
 
 
@@ -784,11 +776,13 @@ def test_prompts_longer_than_the_attention_window_are_run_as_a_whole(tokenizer):
     filler = "It rains here, and there, all the day. " * 12
     late = Edit(filler + "The capital of Zembla is", "Onhava", subject="Zembla")
     early = Edit("Zog says:", filler, subject="Zog")
-    lengths = [(len(each.prompt), len(each.target)) for each in editor._tokenized([late, early])]
+    lengths = [(len(each.prompt), len(each.target)) for each in editor._procedure.tokenized([late, early])]
     assert all(256 < sum(length) < 510 for length in lengths)  # each fits, and not what they have together
     assert lengths[0][0] > 256 > lengths[1][0]
     for edits, from_start in (([late], True), ([late, early], False), ([FACTS[1]], True)):
-        batch, _ = editor._trunk.run(editor._samples(editor._tokenized(edits)))
+        procedure = editor._procedure
+        items = procedure.tokenized(edits)
+        batch, _ = procedure.trunk.run(procedure.samples(items, range(len(items))))
         assert (batch.reuse, batch.from_start) == (True, from_start)
     editor.edit([late, early])
     for edit in (late, early):

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from facts import FACTS, editor_for, few_relations, learner, plain
 from gated import watched
 from lemoe_hf import Edit, LEMoEConfig, LifelongEditor
-from lemoe_hf.editing import editor as editor_module
+from lemoe_hf.editing import lemoe as lemoe_module
 from lemoe_hf.editing import relations as learning
 from lemoe_hf.editing.relations import counted, digest, embed_by, prompt_features, subject_columns, words_of_prompts
 from lemoe_hf.editing.tokens import Calibration, tokenize_edit
@@ -112,8 +112,8 @@ def test_what_was_learned_is_found_in_the_cache(tokenizer, stored):
     written = stored.stat().st_mtime_ns
     editor = asking_editor(tokenizer)
     editor.prepare()
-    assert editor._relations.is_fitted
-    assert editor._relations.thresholds.isfinite().all()
+    assert editor._lead.relations(editor.adapter_name).is_fitted
+    assert editor._lead.relations(editor.adapter_name).thresholds.isfinite().all()
     assert stored.stat().st_mtime_ns == written
     asking_editor(tokenizer, layers_to_transform=[1]).prepare()  # wherever the bypass is
     other = asking_editor(tokenizer)
@@ -127,7 +127,10 @@ def test_what_is_found_in_the_cache_is_what_was_learned(tokenizer, monkeypatch, 
     first, second = asking_editor(tokenizer), asking_editor(tokenizer)
     for editor in (first, second):
         editor.prepare()
-    assert_same(dict(second._relations.named_buffers()), dict(first._relations.named_buffers()))
+    assert_same(
+        dict(second._lead.relations("default").named_buffers()),
+        dict(first._lead.relations(first.adapter_name).named_buffers()),
+    )
     assert_same(dict(vocabulary_in(second).named_buffers()), dict(vocabulary_in(first).named_buffers()))
     kind = vocabulary_in(first).kind
     (mark,), (stop,) = (tokenizer(text)["input_ids"] for text in ("?", "."))
@@ -135,11 +138,13 @@ def test_what_is_found_in_the_cache_is_what_was_learned(tokenizer, monkeypatch, 
     assert all(kind(token) == SPECIAL | STOP for token in tokenizer.all_special_ids)
     assert len(vocabulary_in(first).kinds) == len(tokenizer)
     # Those that older adapters kept are left empty.
-    assert not any(len(getattr(first._relations, name)) for name in ("marks", "stops", "continuing"))
+    assert not any(
+        len(getattr(first._lead.relations(first.adapter_name), name)) for name in ("marks", "stops", "continuing")
+    )
 
 
 def vocabulary_in(editor) -> Vocabulary:
-    return editor.tuner.lemoe_layers()[0].lemoe_vocabulary["default"]
+    return editor.tuner.layers_of()[0].lemoe_vocabulary["default"]
 
 
 def test_the_file_is_of_embeddings_and_wordings():
@@ -169,7 +174,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(tokenizer, monkeypatch, 
     monkeypatch.setattr(learning.logger, "warning", warnings.append)
     editor = asking_editor(tokenizer)
     editor.edit(FACTS[0])
-    assert len(editor._relations) == 1
+    assert len(editor._lead.relations(editor.adapter_name)) == 1
     (warning,) = warnings
     assert "cannot be written" in warning
 
@@ -215,7 +220,7 @@ def test_every_edit_with_a_subject_leaves_a_key(tokenizer, config):
     editor = asking_editor(tokenizer, plain(max_steps=3, batch_size=3), **config)
     edits = [*FACTS[:2], NAMELESS, *FACTS[2:]]
     editor.edit(edits)
-    relations = editor._relations
+    relations = editor._lead.relations(editor.adapter_name)
     assert relations.edit.tolist() == [0, 1, 3, 4, 5, 6]
     assert relations.rows_of(torch.tensor([2])).tolist() == [-1]
     assert relations.threshold.tolist() == [relations.thresholds[0]] * 6  # of questions and of statements
@@ -236,9 +241,13 @@ def test_a_stream_of_edits_leaves_the_keys_of_a_batch(tokenizer):
     for fact in FACTS[:3]:
         stream.edit(fact)
     batch.edit(FACTS[:3])
-    torch.testing.assert_close(stream._relations.keys, batch._relations.keys, rtol=0, atol=1e-2)
-    assert torch.equal(stream._relations.threshold, batch._relations.threshold)
-    assert stream._relations.edit.tolist() == batch._relations.edit.tolist() == [0, 1, 2]
+    torch.testing.assert_close(
+        stream._lead.relations("default").keys, batch._lead.relations("default").keys, rtol=0, atol=1e-2
+    )
+    assert torch.equal(stream._lead.relations("default").threshold, batch._lead.relations("default").threshold)
+    assert (
+        stream._lead.relations("default").edit.tolist() == batch._lead.relations("default").edit.tolist() == [0, 1, 2]
+    )
 
 
 @pytest.mark.usefixtures("stored")
@@ -247,12 +256,12 @@ def test_a_training_that_fails_leaves_no_key(tokenizer, monkeypatch):
     editor.edit(FACTS[:2])
     before = adapter_state(editor.model)
     with monkeypatch.context() as patch:
-        patch.setattr(editor_module, "train_experts", lambda *args: _raise(KeyboardInterrupt()))
+        patch.setattr(lemoe_module, "train_experts", lambda *args: _raise(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             editor.edit(FACTS[2:4])
     assert_same(adapter_state(editor.model), before)
     editor.edit(FACTS[4])
-    assert editor._relations.edit.tolist() == [0, 1, 2]
+    assert editor._lead.relations(editor.adapter_name).edit.tolist() == [0, 1, 2]
 
 
 @pytest.mark.usefixtures("stored")
@@ -260,18 +269,19 @@ def test_a_training_that_fails_leaves_no_key(tokenizer, monkeypatch):
 def test_undo_takes_the_key_along(tokenizer, edit):
     editor = asking_editor(tokenizer, relation_threshold=-1e9)
     editor.edit(FACTS[:3])
-    before = dict(editor._relations.named_buffers())
+    before = dict(editor._lead.relations(editor.adapter_name).named_buffers())
     own = [prompt for prompt in OTHERS if FACTS[edit].subject in prompt]
     assert all(answered(editor, own))
     editor.undo(edit)
     kept = [row for row in range(3) if row != edit]
     for name in ("keys", "edit", "threshold"):
-        assert torch.equal(getattr(editor._relations, name), before[name][kept]), name
+        assert torch.equal(getattr(editor._lead.relations(editor.adapter_name), name), before[name][kept]), name
     assert editor.config.num_relation_keys == 2
     assert not any(answered(editor, own))
     assert all(answered(editor, [fact.prompt for fact in (FACTS[row] for row in kept)]))
     editor.edit(FACTS[3])
-    assert len(editor._relations) == len(editor._relations.edit.unique()) == 3
+    relations = editor._lead.relations(editor.adapter_name)
+    assert len(relations) == len(relations.edit.unique()) == 3
 
 
 # ------------------------------------------------------------------------------------------------------------- deciding
@@ -350,27 +360,30 @@ def test_a_loaded_adapter_decides_as_the_saved_one_and_goes_on(tokenizer, tmp_pa
     editor.save_pretrained(tmp_path)
     loaded = load(editor, tmp_path)
     monkeypatch.setattr(learning, "reference_relations", lambda: 1 / 0)  # there is nothing left to learn
-    expected = dict(editor._relations.named_buffers())
-    assert_same(dict(loaded._relations.named_buffers()), expected)
-    assert {name: tensor.dtype for name, tensor in loaded._relations.named_buffers()} == {
+    expected = dict(editor._lead.relations(editor.adapter_name).named_buffers())
+    assert_same(dict(loaded._lead.relations(loaded.adapter_name).named_buffers()), expected)
+    assert {name: tensor.dtype for name, tensor in loaded._lead.relations(loaded.adapter_name).named_buffers()} == {
         name: tensor.dtype for name, tensor in expected.items()
     }
     assert loaded.config.relation_threshold is None
-    assert middle == loaded._relations.threshold[0]
+    assert middle == loaded._lead.relations(loaded.adapter_name).threshold[0]
     for one, other in zip(logits_of(loaded, OTHERS), logits_of(editor, OTHERS), strict=True):
         assert torch.equal(one, other)
     for each in (loaded, editor):
         each.edit(FACTS[5])
-    assert_same(dict(loaded._relations.named_buffers()), dict(editor._relations.named_buffers()))
+    assert_same(
+        dict(loaded._lead.relations(loaded.adapter_name).named_buffers()),
+        dict(editor._lead.relations(editor.adapter_name).named_buffers()),
+    )
     loaded.undo(0)
-    assert loaded._relations.edit.tolist() == [1, 2, 3, 4, 6]
+    assert loaded._lead.relations(loaded.adapter_name).edit.tolist() == [1, 2, 3, 4, 6]
 
 
 def halfway_between_keys(editor) -> float:
     """Give every edit a threshold that lets through half of what is asked, and return it."""
     scores = sorted(editor.explain(prompt).relation_score for prompt in OTHERS[:-1])
-    editor._relations.threshold.fill_((scores[2] + scores[3]) / 2)
-    return editor._relations.threshold[0]
+    editor._lead.relations(editor.adapter_name).threshold.fill_((scores[2] + scores[3]) / 2)
+    return editor._lead.relations(editor.adapter_name).threshold[0]
 
 
 @pytest.mark.usefixtures("stored")
@@ -417,9 +430,9 @@ def test_explain_tells_what_is_asked_and_from_which_score_on(explained):
 def test_explain_tells_the_edits_own_threshold_where_the_config_has_none(explained):
     explained.config.relation_threshold = None
     found = [explained.explain(prompt) for prompt in (OTHERS[0], OTHERS[2])]
-    explained._relations.threshold[1] += 1
+    explained._lead.relations("default").threshold[1] += 1
     found.append(explained.explain(OTHERS[2]))
-    threshold = explained._relations.thresholds[0].item()
+    threshold = explained._lead.relations("default").thresholds[0].item()
     assert [each.relation_threshold for each in found] == pytest.approx([threshold, threshold, threshold + 1])
 
 

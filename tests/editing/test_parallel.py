@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from facts import FACTS, editor_for, learner, plain
 from lemoe_cli import app
 from lemoe_hf import EditEvaluator, EditingError, LifelongEditor
-from lemoe_hf.editing import editor as editing
-from lemoe_hf.editing import training
+from lemoe_hf.editing import lemoe as editing
+from lemoe_hf.editing import lemoe_training as training
 from lemoe_hf.editing.parallel import processes
 from tiny import adapter_state, assert_same
 

@@ -72,4 +72,4 @@ def test_keys_are_read_from_the_base_model_and_leave_no_trace(tokenizer):
     model.train()
     assert torch.equal(whitened_keys(model, tokenizer, items), before)
     assert model.training
-    assert not any(layer.base_layer._forward_hooks for layer in model.base_model.lemoe_layers("default"))
+    assert not any(layer.base_layer._forward_hooks for layer in model.base_model.layers_of("default"))

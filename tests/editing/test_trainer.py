@@ -62,7 +62,7 @@ def test_a_plain_trainer_and_the_callback(tokenizer, arguments):
     trainer = Trainer(model, arguments(), train_dataset=rows(tokenizer, FACTS[:3]), callbacks=[CommitCallback()])
     trainer.train()
     editor = LifelongEditor(model.eval(), tokenizer)
-    bank = model.base_model.lemoe_layers()[0].lemoe_bank["default"]
+    bank = model.base_model.layers_of()[0].lemoe_bank["default"]
     assert len(bank) == 1
     assert not any(weight.requires_grad for weight in bank.parameters())
     assert first_words(editor, FACTS[:3]) == targets(FACTS[:3])
@@ -126,7 +126,7 @@ def test_edit_trainer_keeps_the_callbacks_and_the_collator_it_is_given(tokenizer
 def test_training_that_saw_nothing_commits_nothing(tokenizer, arguments):
     model = model_for_training()
     CommitCallback().on_train_end(None, None, None, model=model)
-    assert len(model.base_model.lemoe_layers()[0].lemoe_bank["default"]) == 0
+    assert len(model.base_model.layers_of()[0].lemoe_bank["default"]) == 0
 
 
 def test_evaluation_within_training_leaves_no_anchors(tokenizer, arguments):
@@ -181,7 +181,7 @@ def test_a_checkpoint_reloads_and_training_resumes(tokenizer, arguments, tmp_pat
     for name, tensor in expected.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
     assert LifelongEditor(resumed, tokenizer).edits() == LifelongEditor(straight, tokenizer).edits()
-    assert len(resumed.base_model.lemoe_layers()[0].lemoe_bank["default"]) == edited_before + 1
+    assert len(resumed.base_model.layers_of()[0].lemoe_bank["default"]) == edited_before + 1
 
 
 def test_the_last_checkpoint_of_a_finished_run_reloads(tokenizer, arguments, tmp_path):

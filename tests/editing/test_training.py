@@ -3,10 +3,10 @@ import torch
 
 from facts import learner, plain
 from lemoe_hf import EditingError
-from lemoe_hf.editing import training
+from lemoe_hf.editing import lemoe_training as training
 from lemoe_hf.editing.activations import CachedBatch
+from lemoe_hf.editing.lemoe_training import step_losses, train_experts
 from lemoe_hf.editing.samples import Sample
-from lemoe_hf.editing.training import step_losses, train_experts
 from tiny import PAD, adapter_state, assert_same, prompts_of, put_edits
 
 
@@ -16,7 +16,7 @@ def prepared(num: int, samples_each: int = 1, **config):
     model.peft_config["default"].output_scale = 1.0
     put_edits(model, prompts_of(1))
     tuner = model.base_model
-    for layer in tuner.lemoe_layers():
+    for layer in tuner.layers_of():
         layer.open_experts("default", num)
     prompts = prompts_of(num * samples_each, seed=5)
     samples = [Sample(prompt, [200 + i, 1], len(prompt) - 1, i % num) for i, prompt in enumerate(prompts)]
@@ -38,15 +38,15 @@ def test_an_expert_is_not_touched_when_it_is_done():
     tuner, batch = prepared(4)
     outcome = train_experts(tuner, "default", batch, arguments)
     assert len(set(outcome.steps)) > 1
-    open_experts = tuner.lemoe_layers()[0].lemoe_open["default"].weights()
+    open_experts = tuner.layers_of()[0].lemoe_open["default"].weights()
     for expert in range(4):
         alone, own = prepared(4)
         own = own.select(torch.tensor([expert]))
         own.expert = torch.zeros_like(own.expert)
-        for layer in alone.lemoe_layers():
+        for layer in alone.layers_of():
             layer.open_experts("default", 1)
         assert train_experts(alone, "default", own, arguments).steps == [outcome.steps[expert]]
-        for name, weight in alone.lemoe_layers()[0].lemoe_open["default"].weights().items():
+        for name, weight in alone.layers_of()[0].lemoe_open["default"].weights().items():
             torch.testing.assert_close(open_experts[name][expert], weight[0], rtol=1e-3, atol=1e-4)
 
 
@@ -138,7 +138,7 @@ def test_the_learning_rate_is_relative_to_the_scale_of_a_matrix():
     steps = {}
     for relative in (True, False):
         tuner, batch = prepared(1)
-        experts = tuner.lemoe_layers()[0].lemoe_open["default"]
+        experts = tuner.layers_of()[0].lemoe_open["default"]
         experts.out_proj.data.fill_(0.1)
         before = {name: weight.detach().clone() for name, weight in experts.weights().items()}
         train_experts(tuner, "default", batch, plain(learning_rate=0.01, relative=relative, max_steps=1))
@@ -150,7 +150,7 @@ def test_the_learning_rate_is_relative_to_the_scale_of_a_matrix():
 
 def test_a_loss_that_is_not_finite_names_its_experts():
     tuner, batch = prepared(3)
-    layer = tuner.lemoe_layers()[0].lemoe_open["default"]
+    layer = tuner.layers_of()[0].lemoe_open["default"]
     layer.out_proj.data[1:] = torch.nan
     with pytest.raises(EditingError, match="The loss became nan after 0 steps") as error:
         train_experts(tuner, "default", batch, plain())

@@ -333,7 +333,7 @@ def test_edits_of_a_training_loop_are_pushed_as_they_are_known(hub, tokenizer):
 def test_keeping_texts_back_is_not_encryption(hub, editor, tokenizer):
     """What the docstring and the card admit: prompts are found by their tokens, which anyone can read."""
     editor.push_to_hub(REPO, push_edits=False)
-    anchors = load(tokenizer).tuner.lemoe_layers()[0].lemoe_anchors["default"]
+    anchors = load(tokenizer).tuner.layers_of()[0].lemoe_anchors["default"]
     assert FACTS[0].prompt in tokenizer.decode(anchors.tokens.tolist())
     assert "That is not encryption." in " ".join(card_of(hub).text.split())
 

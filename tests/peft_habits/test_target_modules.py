@@ -31,7 +31,7 @@ def test_a_linear_layer_has_experts_of_its_sizes(family, target, sizes, config, 
     model = edited(family, target_modules=[target], layers_to_transform=[1], **config)
     prompts = prompts_of(3)
     put_edits(model, prompts, subjects=[SUBJECT] * 3)
-    (layer,) = model.base_model.lemoe_layers()
+    (layer,) = model.base_model.layers_of()
     assert (layer.in_features, layer.out_features) == sizes
     assert layer.lemoe_bank["default"].in_proj.shape == (3, sizes[0], 4)
     assert layer.lemoe_bank["default"].out_proj.shape == (3, 4, sizes[1])
@@ -54,7 +54,7 @@ def test_rows_and_columns_in_one_dimension_are_told_apart():
 def test_a_layer_that_sees_some_of_the_tokens_is_refused():
     """As within a mixture of experts: whose tokens they are is not told."""
     layer = LEMoELayer(nn.Linear(8, 8), 8, RoutingContext(nn.Identity()))
-    layer.update_layer("default", LEMoEConfig(), 4, leads=True)
+    layer.update_layer("default", LEMoEConfig(), leads=True)
     ones = torch.ones(2, 1)
     acting = Acting.of([(0, [4]), (1, [3, 4])], ones.long(), ones, width=5, num_committed=0, uses_open=True)
     for tokens in (6, 5):  # neither whole rows, nor all of them

@@ -240,7 +240,7 @@ def answer_of(model, prompt: list[int]) -> list[int]:
 def test_every_way_to_decode_ends_an_edit_at_the_same_token(prompt, options):
     """Here in the middle of what is decoded: the third and fourth token of it are the target."""
     model = model_of(**({"relation_threshold": -1e9} if prompt == ANSWERED["at the end"] else {}))
-    layer = model.base_model.lemoe_layers()[0]
+    layer = model.base_model.layers_of()[0]
     target = answer_of(model, prompt)[2:4]
     layer.lemoe_targets["default"].add([(0, tuple(target))])
     with watched(model) as acting:

@@ -222,7 +222,7 @@ def in_training() -> PeftModel:
     """A model with an edit, and an open expert that answers."""
     model = edited()
     put_edits(model, [[10, 11, 12]])
-    for layer in model.base_model.lemoe_layers():
+    for layer in model.base_model.layers_of():
         layer.open_experts("default", 1)
     return model
 
@@ -277,7 +277,7 @@ def test_a_part_that_is_compiled_and_called_by_itself_is_refused(model, batch, p
 
 @torch.no_grad()
 def test_a_part_that_is_called_by_itself_behind_a_compiled_pass_is_the_base_models(model, batch):
-    layer = model.base_model.lemoe_layers()[0]
+    layer = model.base_model.layers_of()[0]
     hidden = torch.randn(1, batch[0].shape[1], 32)
     compiled(root_of(model), fullgraph=True)(input_ids=batch[0])
     assert torch.equal(layer(hidden), layer.base_layer(hidden))

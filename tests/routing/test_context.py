@@ -168,7 +168,7 @@ def test_what_is_imposed_ends_with_the_block_and_holds_for_one_model_only():
 def swapped_model():
     """As `model_of`, with the experts of the first two edits exchanged, and those of the last two."""
     model = model_of()
-    anchors = model.base_model.lemoe_layers()[0].lemoe_anchors["default"]
+    anchors = model.base_model.layers_of()[0].lemoe_anchors["default"]
     anchors.expert = anchors.expert ^ 1
     return model
 
@@ -177,7 +177,7 @@ def test_a_failing_forward_pass_leaves_nothing_behind():
     model = model_of()
     with pytest.raises(TypeError):
         model(input_ids=torch.tensor(PROMPTS), no_such_argument=lambda: 0, position_ids="x")
-    layer = model.base_model.lemoe_layers()[0]
+    layer = model.base_model.layers_of()[0]
     x = torch.randn(4, 6, layer.in_features)
     assert model.base_model.context.acting("default") is None
     assert torch.equal(layer(x), layer.base_layer(x))

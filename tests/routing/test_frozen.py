@@ -10,7 +10,7 @@ from lemoe_hf.routing.anchors import Anchor, Anchors
 from lemoe_hf.routing.frozen import Frozen
 from lemoe_hf.routing.kv_anchor import KVRouter
 from lemoe_hf.routing.relations import Relations
-from lemoe_hf.tuners.lemoe.experts import Experts
+from lemoe_hf.tuners.experts import Experts
 from tiny import assert_same
 
 
@@ -59,5 +59,5 @@ def test_what_is_in_training_is_converted():
 def test_anchors_are_looked_up_where_they_were_moved_to():
     anchors = Anchors()
     anchors.add([Anchor((5, 6), edit=0, expert=0, start=1)])
-    anchors.index()
-    assert anchors.to("meta")._index is None
+    anchors.segments()
+    assert anchors.to("meta")._segments is None

@@ -39,7 +39,7 @@ def model_of(count=3, **config):
 
 
 def halves(model) -> tuple[KVRouter, KVRouter]:
-    layer = model.base_model.lemoe_layers()[0]
+    layer = model.base_model.layers_of()[0]
     return layer.lemoe_router["default"], layer.lemoe_router_bank["default"]
 
 
@@ -75,7 +75,7 @@ def scores(model, prompts) -> torch.Tensor:
 def routes(model, ids, **inputs) -> Acting:
     """What acts where these texts are whole prompts."""
     ids = torch.as_tensor(ids)
-    layer, pieces = model.base_model.lemoe_layers()[0], pieces_of(ids, inputs, False)
+    layer, pieces = model.base_model.layers_of()[0], pieces_of(ids, inputs, False)
     texts = [Text() for _ in pieces]
     for text, piece in zip(texts, pieces, strict=True):
         text.read(piece.tokens, piece.places, layer.vocabulary("default"))
@@ -168,7 +168,7 @@ def test_a_forced_route_trains_the_open_expert_where_a_free_one_starves_it(train
     ids = torch.tensor([[*prompts[1], 77]])
     model.train()
     model(input_ids=ids, labels=ids.masked_fill(torch.arange(7) < 6, -100)).loss.backward()
-    opened = model.base_model.lemoe_layers()[0].lemoe_open["default"]
+    opened = model.base_model.layers_of()[0].lemoe_open["default"]
     assert bool(opened.out_proj.grad.abs().sum() > 0) is reaches
 
 
@@ -206,6 +206,7 @@ def test_the_loss_of_a_model_in_training_holds_the_routers():
     ids = torch.tensor(prompts)
     labels = ids.masked_fill(torch.arange(6) < 4, -100)
     output = model.train()(input_ids=ids, labels=labels)
+    router, bank = halves(model)
     assert bank.anchor_expert.tolist() == [0, 1, 2, 3, 3]
 
     def own(output):
@@ -339,7 +340,7 @@ def test_routers_survive_the_disk_and_take_the_next_edit(projection, count, tmp_
     assert loaded.peft_config["other"].num_router_anchors == 2
     before = scores(model, prompts_of(3))[:, :count]
     put_edits(loaded, [[7, 8, 9]], seed=4)
-    layer = loaded.base_model.lemoe_layers()[0]
+    layer = loaded.base_model.layers_of()[0]
     router, bank = layer.lemoe_router["other"], layer.lemoe_router_bank["other"]
     assert len(bank.keys) == count + 1
     anchors = router.anchors_of(loaded.base_model.model, torch.tensor(prompts_of(3)))
@@ -373,7 +374,7 @@ def test_paper_trains_and_commits(tmp_path):
     train(model, prompts[1:])
     model.base_model.commit()
     assert model.peft_config["default"].num_experts == 2
-    assert model.base_model.lemoe_layers()[0].lemoe_bank["default"].in_proj.shape == (2, HIDDEN, 48)
+    assert model.base_model.layers_of()[0].lemoe_bank["default"].in_proj.shape == (2, HIDDEN, 48)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny(), tmp_path)
     assert torch.equal(logits(loaded, unrelated()), logits(model, unrelated()))

@@ -64,7 +64,7 @@ def test_kinds_of_an_adapter_that_kept_lists():
 
 def test_an_adapter_that_kept_lists_is_given_its_vocabulary_once():
     model = gated()
-    layer, relations = model.base_model.lemoe_layers()[0], relations_of(model)
+    layer, relations = model.base_model.layers_of()[0], relations_of(model)
     layer.lemoe_vocabulary["default"].kinds = torch.zeros(0, dtype=torch.uint8)
     assert not layer.vocabulary("default").is_known
     relations.marks, relations.stops = torch.tensor([20]), torch.tensor([20, 21])

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from gated import watched
 from lemoe_hf.routing.passes import EVERYTHING, Acting
-from lemoe_hf.tuners.lemoe.experts import Experts
-from lemoe_hf.tuners.lemoe.ledger import Bytes
+from lemoe_hf.tuners.experts import Experts
+from lemoe_hf.tuners.ledger import Bytes
 from tiny import FAMILIES, HIDDEN, assert_same, edited, logits, prompts_of, put_edits, tiny
 
 
@@ -80,15 +80,15 @@ def test_conversion_leaves_committed_experts_alone(convert):
 
 def test_bytes_keep_text_of_any_script():
     ledger = Bytes()
-    ledger.append("Zürich\n")
-    ledger.append("東京\n")
+    ledger.write("Zürich\n")
+    ledger.write("東京\n")
     assert ledger.text == "Zürich\n東京\n"
     ledger.text = "x"
     assert ledger.text == "x"
 
 
 def layer_of(model):
-    return model.base_model.lemoe_layers()[0]
+    return model.base_model.layers_of()[0]
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -189,7 +189,7 @@ def test_a_base_model_of_half_precision_is_left_alone(dtype, autocast):
     assert torch.equal(logits(model, unrelated()), logits(base, unrelated()))
     assert logits(model, prompts_of(2)).dtype == dtype
     assert not torch.allclose(logits(model, prompts_of(2)), logits(base, prompts_of(2)), atol=1e-2)
-    opened = model.base_model.lemoe_layers()[0].lemoe_open["default"]
+    opened = model.base_model.layers_of()[0].lemoe_open["default"]
     assert opened.in_proj.dtype == (torch.float32 if autocast else dtype)
 
 
@@ -413,7 +413,7 @@ def test_an_adapter_of_several_layers():
     """The first of them holds the anchors; all of them act, and an undo takes the expert out of each."""
     base, model, prompts = tiny(), edited(layers_to_transform=[1, 3]), prompts_of(3)
     edits = put_edits(model, prompts)
-    assert [len(layer.lemoe_bank["default"]) for layer in model.base_model.lemoe_layers()] == [3, 3]
+    assert [len(layer.lemoe_bank["default"]) for layer in model.base_model.layers_of()] == [3, 3]
     before = logits(model, prompts)
     assert torch.equal(logits(model, unrelated()), logits(base, unrelated()))
     model.base_model.remove_edit(edits[1])

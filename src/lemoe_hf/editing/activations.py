@@ -21,8 +21,8 @@ from .. import structure
 from ..generation import pad_right
 from ..routing.cached import cache_in
 from ..routing.context import RoutingContext
-from ..routing.passes import Acting
-from ..tuners.lemoe.layer import LEMoELayer
+from ..routing.passes import Acting, Places
+from ..tuners.layer import EditingLayer
 from .hooks import replaced_forward, seeing_only
 from .samples import Sample
 
@@ -92,7 +92,7 @@ class CachedBatch:
         _, stack = structure.find_stack(self.root)
         blocks = []
         for block in stack:
-            if any(isinstance(module, LEMoELayer) for module in block.modules()):
+            if any(isinstance(module, EditingLayer) for module in block.modules()):
                 break
             blocks.append(block)
         return blocks
@@ -106,7 +106,7 @@ class CachedBatch:
         recorded: dict[str, object] = {}
         with ExitStack() as stack:
             stack.enter_context(self.context.imposed({}))
-            stack.enter_context(seeing_only(self.root.get_output_embeddings(), FIRST_COLUMN))
+            stack.enter_context(seeing_only(self.context, self.root.get_output_embeddings(), FIRST_COLUMN))
             cache = None
             if shared:
                 cache = cache_in(self.root(input_ids=ids[:1, :shared], use_cache=True))
@@ -114,14 +114,20 @@ class CachedBatch:
             if self.blocks:
 
                 def record(module: nn.Module, args: tuple, output: object) -> None:
+                    if not self.context.is_imposed:  # a pass of another thread
+                        return
                     if "bypassed" in recorded:  # in such a loop it is not frozen: it sees what an expert has done
                         raise ValueError("layers below the bypass run again above it")
                     recorded["output"] = output
 
                 stack.callback(self.blocks[-1].register_forward_hook(record).remove)
+
+                def reach(module: nn.Module, args: tuple) -> None:
+                    if self.context.is_imposed:
+                        recorded["bypassed"] = True
+
                 for layer in self.context.layers:
-                    reached = layer.register_forward_pre_hook(lambda module, args: recorded.update(bypassed=True))
-                    stack.callback(reached.remove)
+                    stack.callback(layer.register_forward_pre_hook(reach).remove)
             position = torch.arange(shared, ids.shape[1], device=ids.device)[None]
             output = self._forward(ids[:, shared:], mask, position, cache)
         if self.blocks:
@@ -222,18 +228,10 @@ class CachedBatch:
         column = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
         row = torch.arange(len(self.ids), device=self.ids.device)[:, None].expand_as(self.ids)
         acts = column >= (self.start - self.first)[:, None]
-        return Acting(
-            row,
-            column,
-            experts,
-            gates[:, :, None] * acts[:, None],
-            acts,
-            self.ids.shape[1],
-            num_committed,
-            uses_open=True,
-        )
+        gates = gates[:, :, None] * acts[:, None]
+        return Acting(row, column, acts, self.ids.shape[1], experts, gates, num_committed, uses_open=True)
 
-    def logits(self, acting: dict[str, Acting]) -> torch.Tensor:
+    def logits(self, acting: dict[str, Places]) -> torch.Tensor:
         """Logits of shape `(n, v)` at the `n` target tokens of all samples, one sample after the other."""
         if not self.reuse:
             with self.context.imposed(acting):
@@ -243,8 +241,8 @@ class CachedBatch:
         with ExitStack() as stack:
             stack.enter_context(self.context.imposed(acting))
             for block in self.blocks:
-                stack.enter_context(replaced_forward(block, self.hidden))
-            stack.enter_context(seeing_only(self.root.get_output_embeddings(), self.is_target))
+                stack.enter_context(replaced_forward(self.context, block, self.hidden))
+            stack.enter_context(seeing_only(self.context, self.root.get_output_embeddings(), self.is_target))
             return self._forward(self.ids, mask, self.position, self._copy_cache()).logits
 
     def _forward(

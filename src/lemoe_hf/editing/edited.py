@@ -4,47 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ..generation import answers
-from ..tuners.lemoe.config import LEMoEConfig
-from ..tuners.lemoe.layer import LEMoELayer
-from ..tuners.lemoe.model import LEMoEModel
+from ..routing.versions import copied
+from ..tuners.config import EditingConfig
+from ..tuners.layer import EditingLayer
+from ..tuners.model import EditingModel
 
 
 class EditedModel:
     """
     Args:
-        model ([`~peft.PeftModel`]): With a LEMoE adapter.
+        model ([`~peft.PeftModel`]): With an adapter of this package.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         adapter_name (`str`, *optional*): The adapter to look at; by default the active one.
 
     Raises:
-        TypeError: If the model has no LEMoE adapter.
+        TypeError: If the model has no adapter of this package.
     """
 
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase, adapter_name: str | None = None):
         tuner = getattr(model, "base_model", None)
-        if not isinstance(tuner, LEMoEModel):
+        if not isinstance(tuner, EditingModel):
             raise TypeError(
-                f"{type(self).__name__} needs a PeftModel with a LEMoE adapter; got {type(model).__name__}. Make one with "
-                f"`get_peft_model(model, LEMoEConfig())`."
+                f"{type(self).__name__} needs a PeftModel with an adapter of lemoe_hf; got {type(model).__name__}. "
+                f"Make one with `get_peft_model(model, LEMoEConfig())`."
             )
         self.model, self.tuner, self.tokenizer = model, tuner, tokenizer
         self.adapter_name = tuner._adapter(adapter_name)
 
     @property
-    def config(self) -> LEMoEConfig:
+    def config(self) -> EditingConfig:
         return self.tuner.peft_config[self.adapter_name]
 
     @property
-    def _lead(self) -> LEMoELayer:
-        """The layer that holds the anchors."""
-        return self.tuner.lemoe_layers(self.adapter_name)[0]
+    def _lead(self) -> EditingLayer:
+        """The layer that knows the edits."""
+        return self.tuner.layers_of(self.adapter_name)[0]
 
     @property
     def root(self) -> torch.nn.Module:
@@ -84,19 +84,17 @@ class EditedModel:
         Inside, the model answers as if these edits had not been made.
 
         Raises:
-            ValueError: If the adapter routes every prompt, whether an edit is found or not (`deferral=False`).
+            ValueError: If the adapter acts on every prompt, whether an edit is found or not (`deferral=False`).
         """
         self.tuner.check_deferral(self.adapter_name)
-        anchors = self._lead.lemoe_anchors
-        kept = anchors[self.adapter_name]
-        fewer = deepcopy(kept)
+        lead, versions = self._lead, self.tuner.context.versions
+        fewer = copied(lead.anchors(self.adapter_name))
         for edit_id in edit_ids:
             fewer.remove(edit_id)
-        anchors[self.adapter_name] = fewer
-        try:
+        seen = versions.latest(self.tuner.context.layers)
+        seen.parts[lead, f"{lead.prefix}anchors", self.adapter_name] = fewer
+        with versions.seeing(seen):
             yield
-        finally:
-            anchors[self.adapter_name] = kept
 
     def answers(self, prompts: Sequence[str], max_new_tokens: Sequence[int] | int = 16) -> list[str]:
         """Greedy answers of the edited model."""

@@ -82,10 +82,7 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
     if not isinstance(prompt, str):
         raise TypeError(f"One prompt is explained at a time, and it is a text; got {prompt!r:.100}.")
     editor.check_active()
-    config, anchors = (
-        editor.config,
-        editor.tuner.lemoe_layers(editor.adapter_name)[0].lemoe_anchors[editor.adapter_name],
-    )
+    config, anchors = editor.config, editor.tuner.layers_of(editor.adapter_name)[0].anchors(editor.adapter_name)
     ids = editor.tokenizer(prompt)["input_ids"]
     ((text, questions),) = looked_at(editor, [ids])
     expert = next(reversed(acting(text)), None)

@@ -52,6 +52,8 @@ def recorded(
         found: list[torch.Tensor] = []
 
         def keep(module: nn.Module, states: torch.Tensor, found=found) -> None:
+            if not context.is_imposed:
+                return
             found.append(states.to(device))
             if module is modules[-1]:
                 raise Enough
@@ -77,11 +79,15 @@ def recorded(
         yield rows, ids, mask, found
 
 
+# Other threads may generate on the model in the meantime: what is done here is done in passes of this thread alone, on which
+# an editor has imposed what acts.
+
+
 @contextmanager
-def replaced_forward(module: nn.Module, output):
+def replaced_forward(context: RoutingContext, module: nn.Module, output):
     """Let a module return what is known already."""
-    own = module.__dict__.get("forward")
-    module.forward = lambda *args, **kwargs: output
+    own, usual = module.__dict__.get("forward"), module.forward
+    module.forward = lambda *args, **kwargs: output if context.is_imposed else usual(*args, **kwargs)
     try:
         yield
     finally:
@@ -91,9 +97,13 @@ def replaced_forward(module: nn.Module, output):
 
 
 @contextmanager
-def seeing_only(module: nn.Module, part):
+def seeing_only(context: RoutingContext, module: nn.Module, part):
     """Let a module, such as the language modelling head, see only that part of what it is given, as an index tells it."""
-    hook = module.register_forward_pre_hook(lambda module, args: (args[0][part], *args[1:]))
+
+    def see(module: nn.Module, args: tuple) -> tuple:
+        return (args[0][part], *args[1:]) if context.is_imposed else args
+
+    hook = module.register_forward_pre_hook(see)
     try:
         yield
     finally:

@@ -51,7 +51,7 @@ def train_by_all_processes(
             outcome = train(mine)
         except EditingError as error:
             raise EditingError(str(error), [mine[i] for i in error.experts]) from None
-        stacks = [layer.lemoe_open[adapter_name].state_dict() for layer in layers]
+        stacks = [layer.opened(adapter_name).state_dict() for layer in layers]
         experts = [
             [{name: weight[i].to("cpu", copy=True) for name, weight in stack.items()} for stack in stacks]
             for i in range(len(mine))
@@ -62,5 +62,5 @@ def train_by_all_processes(
     for layer, trained in zip(layers, zip(*experts, strict=True), strict=True):
         layer.open_experts(adapter_name, num)
         stack = {name: torch.stack([weights[name] for weights in trained]) for name in trained[0]}
-        layer.lemoe_open[adapter_name].load_state_dict(stack)
+        layer.opened(adapter_name).load_state_dict(stack)
     return TrainingOutcome(list(losses), list(steps))

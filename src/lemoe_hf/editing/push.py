@@ -13,7 +13,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from peft import PeftModel
 
 from ..card import ADAPTER, complete_card, is_on_hub
-from ..tuners.lemoe.ledger import read_ledger, withhold_texts
+from ..tuners.ledger import read_ledger, withhold_texts
 from .save import save_adapter
 
 

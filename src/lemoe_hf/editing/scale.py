@@ -8,12 +8,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.reference import reference_prompts
 from ..routing.context import RoutingContext
-from ..tuners.lemoe.layer import LEMoELayer
+from ..tuners.layer import EditingLayer
 from .hooks import recorded
 
 
 def output_scale(
-    root: nn.Module, context: RoutingContext, layer: LEMoELayer, tokenizer: PreTrainedTokenizerBase
+    root: nn.Module, context: RoutingContext, layer: EditingLayer, tokenizer: PreTrainedTokenizerBase
 ) -> float:
     """Mean absolute value of what a bypassed module adds to the residual stream, on a few reference prompts."""
     sequences = tokenizer(list(reference_prompts()[:16]))["input_ids"]

@@ -69,7 +69,7 @@ def whitened_keys(
             f"`get_peft_model(model, LEMoEConfig())`."
         )
     others = [tokenizer(text)["input_ids"] for text in reference_prompts()]
-    layer = tuner.lemoe_layers()[0]
+    layer = tuner.layers_of()[0]
     keys = torch.zeros(len(items), layer.in_features, dtype=torch.double)
     moment = torch.zeros(layer.in_features, layer.in_features, dtype=torch.double)
     for row, inputs in expert_inputs(tuner, layer, [item.prompt for item in items] + others):

@@ -34,12 +34,12 @@ class CommitCallback(TrainerCallback):
 
     def _gather(self, tuner: LEMoEModel) -> None:
         """Put in scope what other processes have trained: they share the experts' weights, but not the prompts they saw."""
-        lead = tuner.lemoe_layers()[0]
-        expert = len(lead.lemoe_bank[tuner.active_adapters[0]])
+        lead = tuner.layers_of()[0]
+        expert = len(lead.bank(tuner.active_adapters[0]))
         trained = [entry for entry in tuner.ledger() if entry["expert"] >= expert and "prompt_ids" in entry]
         own = {tuple(entry["prompt_ids"]): entry for entry in trained}
         seen = {tuple(entry["prompt_ids"]): entry for entry in gather_object(list(own.values()))}
-        first = lead.lemoe_anchors[tuner.active_adapters[0]].next_edit()
+        first = lead.anchors(tuner.active_adapters[0]).next_edit()
         missing = [prompt for prompt in seen if prompt not in own]
         anchors = [
             Anchor(prompt, first + i, expert, len(prompt) - 1, is_prompt=True) for i, prompt in enumerate(missing)

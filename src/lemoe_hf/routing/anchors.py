@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 
 from .frozen import Frozen
+from .index import Segment, grown
 
 
 # A prompt that holds nine tenths of an anchor in a row is taken to mean it, unless unrelated prompts come that close too.
@@ -93,17 +94,17 @@ class Anchors(Frozen):
         self.register_buffer("tokens", torch.zeros(num_tokens, dtype=torch.int32))
         for name, dtype in self.fields:
             self.register_buffer(name, torch.zeros(num_anchors, dtype=dtype))
-        self._index: dict[str, torch.Tensor] | None = None
+        self._segments: list[Segment] | None = None
 
     def __len__(self) -> int:
         return self.lengths.shape[0]
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        self._index = None
+        self._segments = None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._index = None
+        self._segments = None
         super()._load_from_state_dict(*args, **kwargs)
 
     @classmethod
@@ -122,15 +123,16 @@ class Anchors(Frozen):
         """Append anchors; those already stored stay as they are."""
         if not anchors:
             return
-        device = self.lengths.device
-        flat = [token for anchor in anchors for token in anchor.tokens]
-        self.tokens = torch.cat([self.tokens, torch.tensor(flat, dtype=torch.int32, device=device)])
+        first, first_token = len(self), len(self.tokens)
+        self.append(
+            "tokens", torch.tensor([token for anchor in anchors for token in anchor.tokens], dtype=torch.int32)
+        )
         values = {"lengths": [len(anchor.tokens) for anchor in anchors]}
         values.update({name: [getattr(anchor, name) for anchor in anchors] for name, _ in self.fields[1:]})
         for name, dtype in self.fields:
-            new = torch.tensor(values[name], dtype=dtype, device=device)
-            setattr(self, name, torch.cat([getattr(self, name), new]))
-        self._index = None
+            self.append(name, torch.tensor(values[name], dtype=dtype))
+        if self._segments is not None:
+            self._segments = grown(self._segments, self._segment(first, first_token), self._segment)
 
     def remove(self, edit: int) -> None:
         """Forget the anchors of one edit; if nothing else uses its expert, the caller removes that as well."""
@@ -138,32 +140,16 @@ class Anchors(Frozen):
         self.tokens = self.tokens[torch.repeat_interleave(keep, self.lengths.long())]
         for name, _ in self.fields:
             setattr(self, name, getattr(self, name)[keep])
-        self._index = None
+        self._segments = None
 
-    def index(self) -> dict[str, torch.Tensor]:
-        """The anchors sorted by their rarest token, and by their edit, built when first needed."""
-        if self._index is None:
-            lengths = self.lengths.long()
-            ends = lengths.cumsum(0)
-            owner = torch.repeat_interleave(torch.arange(len(self), device=lengths.device), lengths)
-            rarest = torch.full_like(lengths, -1).scatter_reduce(0, owner, self.tokens.long(), "amax")
-            position = torch.arange(len(self.tokens), device=lengths.device)
-            is_rarest = self.tokens.long() == rarest[owner]
-            first = torch.full_like(lengths, len(self.tokens)).scatter_reduce(
-                0, owner[is_rarest], position[is_rarest], "amin"
-            )
-            rarest, order = rarest.sort()
-            edit, of_edit = self.edit.sort(stable=True)
-            self._index = {
-                "rarest": rarest,
-                "order": order,
-                "offset": ends - lengths,
-                "column": first - (ends - lengths),
-                "length": lengths,
-                "edit": edit,
-                "of_edit": of_edit,
-            }
-        return self._index
+    def segments(self) -> list[Segment]:
+        """The anchors by their rarest token, and by their edit; built when first needed."""
+        if self._segments is None:
+            self._segments = [self._segment(0, 0)]
+        return self._segments
+
+    def _segment(self, first: int, first_token: int) -> Segment:
+        return Segment.of(first, first_token, self.tokens[first_token:], self.lengths[first:], self.edit[first:])
 
     def find(self, ids: torch.Tensor, threshold: float | None = None) -> list[list[Match]]:
         """
@@ -182,24 +168,20 @@ class Anchors(Frozen):
         if not len(self) or not ids.numel():
             return matches
         ids = ids.to(self.lengths.device)
-        index = self.index()
         # Pairs of a column of the prompts and an anchor whose rarest token stands there.
         flat = ids.reshape(-1)
-        low = torch.searchsorted(index["rarest"], flat)
-        count = torch.searchsorted(index["rarest"], flat, right=True) - low
-        source = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), count)
+        pairs = [segment.beside(flat) for segment in self.segments()]
+        source, anchor, column, begin = (torch.cat(each) for each in zip(*pairs, strict=True))
         if not len(source):
             return matches
-        step = torch.arange(len(source), device=flat.device) - (count.cumsum(0) - count)[source]
-        anchor = index["order"][low[source] + step]
-        row, first = source // ids.shape[1], source % ids.shape[1] - index["column"][anchor]
+        row, first = source // ids.shape[1], source % ids.shape[1] - column
         # Lay each anchor over its prompt and count the tokens that agree.
-        length = index["length"][anchor]
+        length = self.lengths[anchor].long()
         offset = torch.arange(int(length.max()), device=flat.device)
         column = first[:, None] + offset
         inside = (offset < length[:, None]) & (column >= 0) & (column < ids.shape[1])
         text = ids[row[:, None], column.clamp(0, ids.shape[1] - 1)]
-        span = self.tokens[(index["offset"][anchor][:, None] + offset).clamp(max=len(self.tokens) - 1)]
+        span = self.tokens[(begin[:, None] + offset).clamp(max=len(self.tokens) - 1)]
         agrees = (text == span) & inside
         score = agrees.sum(1) / length
         # An anchor that agrees in part occupies the columns from its first token found to its last,
@@ -251,9 +233,15 @@ class Anchors(Frozen):
 
     def prompts(self, edit: int) -> list[list[int]]:
         """Tokens of the prompt of one edit, in each of its spellings."""
-        index = self.index()
-        low, high = torch.searchsorted(index["edit"], index["edit"].new_tensor([edit, edit + 1])).tolist()
-        own = index["of_edit"][low:high]
-        own = own[self.is_prompt[own]]
-        first, length = index["offset"][own].tolist(), index["length"][own].tolist()
-        return [self.tokens[i : i + n].tolist() for i, n in zip(first, length, strict=True)]
+        spelled = []
+        for segment in self.segments():
+            own = segment.of_one(edit)
+            own = own[self.is_prompt[own]]
+            begins, lengths = segment.offset[own - segment.first].tolist(), self.lengths[own].tolist()
+            spelled += [self.tokens[i : i + n].tolist() for i, n in zip(begins, lengths, strict=True)]
+        return spelled
+
+    def expert_of(self, edit: int) -> int | None:
+        """The expert of an edit; `None` where there is no such edit."""
+        own = next((own for own in (segment.of_one(edit) for segment in self.segments()) if len(own)), None)
+        return None if own is None else int(self.expert[own[0]])

@@ -17,10 +17,12 @@ from ..structure import CACHE_NAMES, streams_of, text_config
 from .cached import CachedTexts, cache_in
 from .compiled import act, begin, look, number_of
 from .continuous_batching import is_paged, managed, pieces_of_requests, text_of
+from .embedded import tokens_of
 from .frame import Frame, Running, check_known, take_back, tell_ends
 from .layout import pieces_of
-from .passes import Acting, Batch, Pass
+from .passes import Batch, Pass, Places
 from .text import Text
+from .versions import Versions, View
 
 
 # Of the forward pass that is running. A context variable, so that threads that generate on one model at the same time do not
@@ -29,7 +31,7 @@ _running: ContextVar[Running | None] = ContextVar("lemoe_running", default=None)
 # Of the call of `generate` that is running.
 _frame: ContextVar[Frame | None] = ContextVar("lemoe_frame", default=None)
 # What acts in every forward pass, imposed by an editor in training.
-_imposed: ContextVar[tuple[RoutingContext, dict[str, Acting]] | None] = ContextVar("lemoe_imposed", default=None)
+_imposed: ContextVar[tuple[RoutingContext, dict[str, Places]] | None] = ContextVar("lemoe_imposed", default=None)
 
 
 class RoutingContext:
@@ -46,6 +48,7 @@ class RoutingContext:
         self.root, self.streams = root, streams_of(root)
         self.parameters = list(inspect.signature(root.forward).parameters)
         self.layers: list[nn.Module] = []
+        self.versions = Versions()
         self.blocks: list[nn.Module] = []
         # For each adapter the modules whose inputs tell what a prompt asks for; the last is in the first layer with a bypass.
         self.taps: dict[str, list[nn.Module]] = {}
@@ -86,7 +89,7 @@ class RoutingContext:
     # ------------------------------------------------------------------------------------------------------------ frames
 
     @contextmanager
-    def imposed(self, acting: dict[str, Acting]):
+    def imposed(self, acting: dict[str, Places]):
         """Let exactly this act in every forward pass inside, of each adapter; nothing where there is none."""
         token = _imposed.set((self, acting))
         try:
@@ -109,11 +112,23 @@ class RoutingContext:
         frame = Frame(self, prompt)
         token = _frame.set(frame)
         try:
-            yield frame
+            with self.versions.seeing(self.versions.latest(self.layers)):
+                yield frame
         finally:
             _frame.reset(token)
 
-    def acting(self, adapter_name: str) -> Acting | None:
+    def view(self) -> View | None:
+        """The version of what adapters have stored that this thread sees, where that is not the latest."""
+        running = _running.get()
+        return self.versions.view() or (None if running is None or running.context is not self else running.view)
+
+    @property
+    def is_imposed(self) -> bool:
+        """Whether an editor has imposed what acts in the passes of this thread."""
+        imposed = _imposed.get()
+        return imposed is not None and imposed[0] is self
+
+    def acting(self, adapter_name: str) -> Places | None:
         """What acts in the forward pass that is running."""
         running = _running.get()
         if running is None:
@@ -212,7 +227,7 @@ class RoutingContext:
 
     def in_graph(self, layer: nn.Module, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """What stands for a layer's bypass in a graph."""
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in layer.lemoe_open.parameters()):
+        if any(layer.learns(name) for name in layer.active_adapters if layer.has(name)):
             raise RuntimeError(
                 "Experts cannot be trained in a compiled model: what they are trained on is found out in Python. Train "
                 "without the compiler, or call the model under `torch.no_grad()`."
@@ -233,15 +248,19 @@ class RoutingContext:
     def _leads(self) -> Iterable[tuple[str, Any]]:
         """The active adapters, and of each the layer that holds its anchors."""
         for layer in self.layers:
-            for name in layer.lemoe_anchors:
-                if name in layer.active_adapters:
-                    yield name, layer
+            yield from ((name, layer) for name in layer.active_adapters if layer.leads(name))
 
     @torch.compiler.disable
     def _begun(self, root: nn.Module, inputs: dict) -> Running:
-        imposed = _imposed.get()
-        if imposed is not None and imposed[0] is self:
-            return Running(known=imposed[1])
+        if self.is_imposed:
+            return Running(known=_imposed.get()[1])
+        view = None if self.versions.view() is not None else self.versions.latest(self.layers)
+        with self.versions.seeing(view or self.versions.view()):
+            running = self._routed(root, inputs)
+        running.context, running.view = self, view
+        return running
+
+    def _routed(self, root: nn.Module, inputs: dict) -> Running:
         leads = [(name, layer) for name, layer in self._leads() if not layer.disable_adapters]
         if not hasattr(root, "get_input_embeddings"):  # no model of texts
             return Running(known={name: layer.act_on_all(name) for name, layer in leads})
@@ -341,22 +360,7 @@ class RoutingContext:
         return kept.texts[name]
 
     def _tokens(self, root: nn.Module, inputs: dict) -> torch.Tensor | None:
-        """Tokens of shape `(b, t)`, -2 for an embedding of no known token; `None` where there is no text."""
-        ids = inputs.get("input_ids")
-        if ids is not None:
-            return ids.long()
-        embeds = inputs.get("inputs_embeds")
-        if embeds is None:
-            return None
-        if not any(len(anchors) for layer in self.layers for anchors in layer.lemoe_anchors.values()):
-            return torch.full(embeds.shape[:2], -2, device=embeds.device)
-        embedding = root.get_input_embeddings()
-        table = embedding(torch.arange(len(embedding.weight), device=embeds.device)).to(embeds.dtype)
-        found = []
-        for some in embeds.flatten(0, 1).split(256):
-            nearest = (some @ table.T - table.pow(2).sum(-1) / 2).argmax(-1)
-            found.append(torch.where((table[nearest] == some).all(-1), nearest, -2))
-        return torch.cat(found).view(embeds.shape[:2])
+        return tokens_of(root, inputs, may_match=any(len(layer.anchors(name)) for name, layer in self._leads()))
 
 
 def keeps_by_default(root: nn.Module) -> bool:

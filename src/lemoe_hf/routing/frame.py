@@ -12,22 +12,26 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .cached import CachedTexts
 from .layout import Piece, prompt_ends
-from .passes import Acting, Pass
+from .passes import Pass, Places
 from .text import Text
+from .versions import View
 
 
 @dataclass
 class Running:
     """
     A forward pass: of each adapter its texts, or what acts where that is known from the start. Of one that is traced into a
-    graph nothing tells the end.
+    graph nothing tells the end. It sees one version of what adapters have stored, that of its call of `generate` if there is
+    one.
     """
 
     embed: nn.Module | None = None
     passes: dict[str, Pass] = field(default_factory=dict)
     is_traced: bool = False
-    known: dict[str, Acting] = field(default_factory=dict)
+    known: dict[str, Places] = field(default_factory=dict)
     kept: CachedTexts | None = None
+    context: object | None = None
+    view: View | None = None
 
 
 @dataclass

@@ -138,7 +138,7 @@ class KVRouter(Frozen):
     @torch.no_grad()
     def withdraw(self, expert: int) -> None:
         """Let no prompt find an expert any more. Others are named by their place: it stays, with a key of zeros."""
-        self.keys[expert] = 0
+        self.keys = self.keys.index_fill(0, torch.tensor([expert], device=self.keys.device), 0)
         self.forget(expert)
 
     def logits(self, bank: KVRouter, anchors: torch.Tensor) -> torch.Tensor:

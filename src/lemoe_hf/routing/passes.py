@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -48,32 +48,63 @@ class Batch:
 
 
 @dataclass
-class Acting:
+class Places:
+    """
+    On which columns of a forward pass an adapter acts.
+
+    Axes: `g` pieces of texts, `n` columns of each.
+
+    Args:
+        rows (`torch.Tensor` of shape `(g, n)`), columns (`torch.Tensor` of shape `(g, n)`): Places in the batch.
+        written (`torch.Tensor` of shape `(g, n)`): The columns that are written to; all others keep their bits.
+        width (`int`): Columns of the batch.
+        loss (`torch.Tensor`, *optional*): Of a router that learns, to be added to the model's own.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    written: torch.Tensor
+    width: int
+    loss: torch.Tensor | None = field(default=None, kw_only=True)
+
+    @staticmethod
+    def padded(
+        places: Sequence[tuple[int, Sequence[int]]], device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows with the columns of each, as `rows`, `columns` and `written`."""
+        longest = max(len(columns) for _, columns in places)
+        padded = [[*columns, *[-1] * (longest - len(columns))] for _, columns in places]
+        columns = torch.tensor(padded, device=device)
+        rows = torch.tensor([row for row, _ in places], device=device)[:, None].expand_as(columns)
+        written = columns >= 0
+        return rows, columns.clamp(min=0), written
+
+    def in_streams(self, times: int) -> Self:
+        """The same where layers are given every column `times` times, one stream behind the other."""
+        shifts = torch.arange(times, device=self.columns.device) * self.width
+        columns = (self.columns[:, None] + shifts[:, None]).flatten(1)
+        rows, written = self.rows.repeat(1, times), self.written.repeat(1, times)
+        return replace(self, rows=rows, columns=columns, written=written, width=self.width * times)
+
+
+@dataclass
+class Acting(Places):
     """
     Which experts act on which columns of a forward pass.
 
     Axes: `g` pieces of texts on which the same experts act, `n` columns of each, `s` experts that are mixed.
 
     Args:
-        rows (`torch.Tensor` of shape `(g, n)`), columns (`torch.Tensor` of shape `(g, n)`): Places in the batch.
         experts (`torch.Tensor` of shape `(g, s)`): Index in the bank of committed experts, then in the open ones.
         gates (`torch.Tensor` of shape `(g, s, n)`): Weight of each expert.
-        written (`torch.Tensor` of shape `(g, n)`): The columns that experts write to; all others keep their bits.
-        width (`int`): Columns of the batch.
         num_committed (`int`): Experts from this index on are open ones.
         uses_open (`bool`): Whether any of them is.
-        loss (`torch.Tensor`, *optional*): Of a router that learns, to be added to the model's own.
     """
 
-    rows: torch.Tensor
-    columns: torch.Tensor
     experts: torch.Tensor
     gates: torch.Tensor
-    written: torch.Tensor
-    width: int
     num_committed: int
     uses_open: bool
-    loss: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -88,27 +119,12 @@ class Acting:
         """
         Experts of shape `(g, s)` with gates of shape `(g, s)`, each on the columns of one row, which `places` tell.
         """
-        length = max(len(columns) for _, columns in places)
-        padded = [columns + [-1] * (length - len(columns)) for _, columns in places]
-        columns = torch.tensor(padded, device=experts.device)
-        rows = torch.tensor([row for row, _ in places], device=experts.device)[:, None].expand_as(columns)
-        written = columns >= 0
+        rows, columns, written = cls.padded(places, experts.device)
         gates = gates[:, :, None] * written[:, None]
-        return cls(rows, columns.clamp(min=0), experts, gates, written, width, num_committed, uses_open)
+        return cls(rows, columns, written, width, experts, gates, num_committed, uses_open)
 
-    def in_streams(self, times: int) -> Acting:
-        """The same where layers are given every column `times` times, one stream behind the other."""
-        shifts = torch.arange(times, device=self.columns.device) * self.width
-        columns = (self.columns[:, None] + shifts[:, None]).flatten(1)
-        rows, written = self.rows.repeat(1, times), self.written.repeat(1, times)
-        return replace(
-            self,
-            rows=rows,
-            columns=columns,
-            written=written,
-            gates=self.gates.repeat(1, 1, times),
-            width=self.width * times,
-        )
+    def in_streams(self, times: int) -> Self:
+        return replace(super().in_streams(times), gates=self.gates.repeat(1, 1, times))
 
 
 @dataclass
@@ -120,21 +136,17 @@ class Pass:
     Args:
         router ([`Router`]): Of the adapter.
         batch ([`Batch`]): What the pass was given.
-        num_committed (`int`): Experts from this index on are open ones.
-        learns (`bool`): Whether the open expert is to have gradients, if only of zero.
     """
 
     router: Router
     batch: Batch
-    num_committed: int
-    learns: bool = False
-    recorded: list[torch.Tensor] = field(default_factory=list)
+    recorded: list[torch.Tensor] = field(default_factory=list, kw_only=True)
 
     def __post_init__(self) -> None:
         self.askings = self.batch.askings
         self.router.questions(self.askings)
         self.waits = any(each.waits for each in self.askings)
-        self._acting: Acting | None = None
+        self._acting: Places | None = None
         self._is_over = False
 
     def tap(self, hidden: torch.Tensor) -> None:
@@ -156,28 +168,53 @@ class Pass:
             score(self.router, self.askings, [states.to(device) for states in self.recorded], embed)
         self.waits = False
 
-    def acting(self) -> Acting | None:
+    def acting(self) -> Places | None:
         """What acts; `None` where the base model answers everything."""
         if not self._is_over:
             self._is_over, self._acting = True, self._act()
         return self._acting
 
-    def _act(self) -> Acting | None:
+    def _act(self) -> Places | None:
+        """What a method makes of what is asked for."""
+        raise NotImplementedError
+
+    def asked_for(self) -> list[tuple[int, int, list[int]]]:
+        """Which text is acted on, by which expert, and on which columns of its row."""
         if self.waits:
             raise RuntimeError(
                 "Nothing has told what the prompts ask for: the layers that are looked at have not run before the bypass. "
                 "Pass `relation_gate=False` in the LEMoEConfig, or leave `target_modules` out."
             )
-        places, experts = [], []
-        for piece, asking in zip(self.batch.pieces, self.askings, strict=True):
+        found = []
+        for i, (piece, asking) in enumerate(zip(self.batch.pieces, self.askings, strict=True)):
             acts = asking.text.act(asking.first, asking.questions, self.router.targets.of)
-            of_expert: dict[int, list[int]] = {}
-            for place, expert in zip(piece.places, acts, strict=True):
-                if expert >= 0:
-                    of_expert.setdefault(expert, []).append(place)
-            for expert, acted_on in of_expert.items():
-                places.append((piece.row, acted_on))
-                experts.append(expert)
+            of_edit: dict[int, list[int]] = {}
+            for place, edit in zip(piece.places, acts, strict=True):
+                if edit >= 0:
+                    of_edit.setdefault(edit, []).append(place)
+            # A text knows edits, and each pass where these are: others may have been undone in the meantime, or this one.
+            experts = {edit: self.router.anchors.expert_of(edit) for edit in of_edit}
+            found += [(i, experts[edit], acted_on) for edit, acted_on in of_edit.items() if experts[edit] is not None]
+        return found
+
+
+@dataclass
+class ExpertPass(Pass):
+    """
+    A pass in which every edit has an expert.
+
+    Args:
+        num_committed (`int`): Experts from this index on are open ones.
+        learns (`bool`): Whether the open expert is to have gradients, if only of zero.
+    """
+
+    num_committed: int
+    learns: bool = False
+
+    def _act(self) -> Acting | None:
+        found = self.asked_for()
+        places = [(self.batch.pieces[i].row, columns) for i, _, columns in found]
+        experts = [expert for _, expert, _ in found]
         gates = [1.0] * len(experts)
         if self.learns and not places:  # in evaluation mode, too, a loss has gradients, if only of zero
             places.append((0, [self.batch.width - 1]))

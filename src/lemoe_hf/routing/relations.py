@@ -138,7 +138,7 @@ class Relations(Frozen):
             ValueError: If tensors that are to be loaded do not go together.
         """
         sizes = {name: len(state[name]) for name in ("keys", "edit", "threshold")}
-        has_emphasis = len(state["emphasis"]) in (0, len(state["directions"]))
+        has_emphasis = len(state.get("emphasis", ())) in (0, len(state["directions"]))
         if len(set(sizes.values())) > 1 or len(state["mean"]) != len(state["directions"]) or not has_emphasis:
             raise ValueError(f"The adapter's relations are damaged: they have unequal numbers of edits, {sizes}.")
 
@@ -213,10 +213,9 @@ class Relations(Frozen):
 
     def add(self, edits: list[int], embedded: torch.Tensor) -> None:
         """Append the keys, of shape `(e, k)`, of new edits; those already stored stay as they are."""
-        device = self.keys.device
-        self.keys = torch.cat([self.keys, embedded.to(self.keys)])
-        self.edit = torch.cat([self.edit, torch.tensor(edits, dtype=torch.int32, device=device)])
-        self.threshold = torch.cat([self.threshold, self.thresholds[:1].expand(len(edits))])
+        self.append("keys", embedded)
+        self.append("edit", torch.tensor(edits, dtype=torch.int32))
+        self.append("threshold", self.thresholds[:1].expand(len(edits)))
 
     def remove(self, edit: int) -> None:
         keep = self.edit != edit

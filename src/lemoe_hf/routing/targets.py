@@ -47,8 +47,7 @@ class Targets(Frozen):
             "edit": [edit for edit, _ in targets],
         }
         for name, values in new.items():
-            stored = getattr(self, name)
-            setattr(self, name, torch.cat([stored, torch.tensor(values, dtype=torch.int32, device=stored.device)]))
+            self.append(name, torch.tensor(values, dtype=torch.int32))
 
     def remove(self, edit: int) -> None:
         keep = self.edit != edit

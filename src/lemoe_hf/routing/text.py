@@ -7,8 +7,9 @@ from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 
 from .anchors import Match
-from .answer import LABEL, Answer
-from .vocabulary import COLON, HEADER, MARK, STOP, WORD, Vocabulary
+from .answer import Answer
+from .tokens import Tokens
+from .vocabulary import MARK
 
 
 # Scores closer than this, in standard deviations, do not tell which of two wordings of one question is meant.
@@ -109,7 +110,7 @@ class Mixed:
 
 
 @dataclass
-class Text:
+class Text(Tokens):
     """
     The tokens of one text so far, and what they have asked for. Columns are positions in the text; there is no padding.
 
@@ -124,17 +125,8 @@ class Text:
             Whether edits act behind the end of every prompt, as where labels tell the answers, and not only of the last one.
     """
 
-    ends: set[int] = field(default_factory=set)
     prompt: int | None = None
     answers_all: bool = False
-    ids: list[int] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)  # the column of the batch that each token stood in
-    kinds: list[int] = field(default_factory=list)  # what each is, as the vocabulary tells
-    begins: list[int] = field(default_factory=list)  # the first column of the sentence that each token is of
-    content: list[bool] = field(default_factory=list)  # whether it says anything
-    headers: list[bool] = field(default_factory=list)  # whether it is within the header of a turn
-    replies: list[int] = field(default_factory=list)  # columns behind which an answer begins
-    marks: list[int] = field(default_factory=list)
     found: list[Match] = field(default_factory=list)
     searched: int = 0  # tokens of which the matches are known
     decisions: list[Decision] = field(default_factory=list)
@@ -143,59 +135,9 @@ class Text:
     mixed: Mixed | None = None
     acted: int = ENDLESS  # the first column on which an edit has acted
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    # ----------------------------------------------------------------------------------------------------------- reading
-
-    def read(self, tokens: Sequence[int], places: Sequence[int], vocabulary: Vocabulary) -> None:
-        """Append tokens, which stand in these columns of the batch."""
-        table, reply = vocabulary.table, vocabulary.reply_tokens
-        known = len(table)
-        begin, header = 0, False
-        if self.ids:
-            begin = len(self.ids) if self.kinds[-1] & STOP else self.begins[-1]
-            header = self.headers[-1]
-        for token, place in zip(tokens, places, strict=True):
-            kind = table[token] if 0 <= token < known else 0
-            column = len(self.ids)
-            self.ids.append(token)
-            self.places.append(place)
-            self.kinds.append(kind)
-            self.begins.append(begin)
-            if kind & STOP:
-                begin, header = column + 1, bool(kind & HEADER)
-            self.headers.append(header)
-            self.content.append(not known or (bool(kind & WORD) and not header))
-            if kind & COLON:
-                self._unsay_label(column)
-            if kind & MARK:
-                self.marks.append(column)
-            if reply and token == reply[-1] and tuple(self.ids[-len(reply) :]) == reply:
-                self.replies.append(column)
-
-    def _unsay_label(self, column: int) -> None:
-        """A word or two in front of a colon, behind other text, are a label and say nothing: "Answer:"."""
-        line = range(self.begins[column], column + 1)
-        if self.begins[column] > 0 and sum(self.content[column] for column in line) <= LABEL:
-            for column in line:
-                self.content[column] = False
-
     def cut(self, length: int) -> None:
         """Forget all tokens from the column `length` on, and what they have asked for."""
-        had_colon = any(kind & COLON for kind in self.kinds[length:])
-        for name in ("ids", "places", "kinds", "begins", "content", "headers"):
-            del getattr(self, name)[length:]
-        if had_colon and length:
-            line = range(self.begins[-1], length)
-            for column in line:  # what was a label says something without its colon
-                self.content[column] = bool(self.kinds[column] & WORD) and not self.headers[column]
-            for column in line:
-                if self.kinds[column] & COLON:
-                    self._unsay_label(column)
-        self.replies = [column for column in self.replies if column < length]
-        self.marks = [column for column in self.marks if column < length]
-        self.ends = {column for column in self.ends if column < length}
+        super().cut(length)
         self.decisions = [
             replace(decision, start=min(decision.start, length - 1))
             for decision in self.decisions
@@ -219,38 +161,11 @@ class Text:
         copied.decisions, copied.acting, copied.answer = deepcopy((self.decisions, self.acting, self.answer))
         return copied
 
-    def said_until(self, column: int) -> int:
-        """The last column up to this one, behind the last place of an answer, that says something; else this one."""
-        first = max((each for each in (*self.replies, *self.ends) if each < column), default=-1) + 1
-        return next((each for each in range(column, first - 1, -1) if self.content[each]), column)
-
-    def _turn(self, column: int) -> int:
-        """Where the turn begins that says something last: behind its header, or behind the last place of an answer."""
-        first = max((each for each in (*self.replies, *self.ends) if each < column), default=-1) + 1
-        until = self.said_until(column)
-        return max((each for each in range(first, until + 1) if self.kinds[each] & HEADER), default=first)
-
-    def sentences(self, first: int, last: int) -> int:
-        """How many sentences that say something end within columns `first` to `last`."""
-        count, has_content = 0, False
-        for column in range(first, last + 1):
-            has_content = has_content or self.content[column]
-            if self.kinds[column] & STOP and has_content:
-                count, has_content = count + 1, False
-        return count
-
-    # ---------------------------------------------------------------------------------------------------------- deciding
-
-    def asked(self, first: int) -> dict[int, str]:
-        """Columns from `first` on at which a question is known to end, and how that is known."""
-        known = {column: "end" for column in (*self.ends, *self.replies) if first <= column < len(self.ids)}
-        return known | {column: "mark" for column in self.marks if column >= first}
-
     def act(
         self, first: int, questions: Sequence[Question], targets_of: Callable[[int], tuple[tuple[int, ...], ...]]
     ) -> list[int]:
         """
-        Which expert acts on each column from `first` on, -1 for none.
+        Which edit acts on each column from `first` on, -1 for none.
 
         Args:
             questions (`Sequence` of [`Question`]): In those columns, in order, with their scores.
@@ -269,7 +184,7 @@ class Text:
                 begins = column
                 if column in asked:  # adapters from before an edit had an end let it act from its subject on
                     begins = max(self.acting.start, first)
-                acts[begins - first : column - first + 1] = [self.acting.expert] * (column - begins + 1)
+                acts[begins - first : column - first + 1] = [self.acting.edit] * (column - begins + 1)
                 self.acted = min(self.acted, begins)
         return acts
 
@@ -334,14 +249,6 @@ class Text:
         """Let nothing act that was asked for within the prompt, as far as that is known to reach now."""
         if self.acting is not None and self._is_past(self.acting):
             self._close()
-
-    def _has_said(self, targets: tuple[tuple[int, ...], ...], first: int, last: int) -> bool:
-        """Whether any of these tokens stand in a row within columns `first` to `last`."""
-        return any(
-            tuple(self.ids[column : column + len(target)]) == target
-            for target in targets
-            for column in range(first, last + 2 - len(target))
-        )
 
     def _ask(self, decision: Decision) -> None:
         self.decisions.append(decision)

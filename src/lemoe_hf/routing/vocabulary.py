@@ -37,7 +37,7 @@ class Vocabulary(Frozen):
         super().__init__()
         self.register_buffer("kinds", torch.zeros(num_kinds, dtype=torch.int16))
         self.register_buffer("reply", torch.zeros(num_reply, dtype=torch.int32))
-        self._table: tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]] | None = None
+        self._table: tuple[torch.Tensor, tuple[int, ...], tuple[int, ...], bool] | None = None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         self._table = None
@@ -51,10 +51,12 @@ class Vocabulary(Frozen):
     def is_known(self) -> bool:
         return len(self.kinds) > 0
 
-    def _looked_up(self) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]:
+    def _looked_up(self) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...], bool]:
         # Texts are read token by token: a table in Python answers faster than a tensor.
         if self._table is None or self._table[0] is not self.kinds:
-            self._table = (self.kinds, tuple(self.kinds.tolist()), tuple(self.reply.tolist()))
+            kinds = tuple(self.kinds.tolist())
+            tells_pronouns = any(kind & PRONOUN for kind in kinds)
+            self._table = (self.kinds, kinds, tuple(self.reply.tolist()), tells_pronouns)
         return self._table
 
     @property
@@ -65,6 +67,11 @@ class Vocabulary(Frozen):
     @property
     def reply_tokens(self) -> tuple[int, ...]:
         return self._looked_up()[2]
+
+    @property
+    def tells_pronouns(self) -> bool:
+        """Whether any token is known to stand for what was named: not in adapters from before that was told."""
+        return self._looked_up()[3]
 
     def kind(self, token: int) -> int:
         """What a token is; nothing in particular if it is none of the vocabulary."""

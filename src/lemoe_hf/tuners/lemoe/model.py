@@ -1,30 +1,15 @@
-"""The tuner: puts LEMoE layers into a model, and keeps its experts, anchors and ledger."""
+"""The tuner of LEMoE: experts that are committed, one after the other."""
 
 from __future__ import annotations
 
-import copy
-import warnings
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
-from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ... import structure
 from ...routing.anchors import Anchor
-from ...routing.context import RoutingContext
-from ...routing.relations import TAPS
-from .config import LEMoEConfig
+from ..model import EditingModel
 from .layer import LEMoELayer
-from .ledger import entries_of
-from .sizes import check, completed, fit_to
-from .undo import remove_edit
 
 
-class LEMoEModel(BaseTuner):
+class LEMoEModel(EditingModel):
     """
     Adds a growing bank of experts beside the feed-forward network of a causal language model (LEMoE, EMNLP 2024).
 
@@ -41,182 +26,6 @@ class LEMoEModel(BaseTuner):
 
     prefix = "lemoe_"
     tuner_layer_cls = LEMoELayer
-    target_module_mapping: dict = {}
-
-    # -------------------------------------------------------------------------------------------------------- injection
-
-    def _check_base_model(self, model: nn.Module, config: LEMoEConfig) -> None:
-        base_config = getattr(model, "config", None)
-        structure.check_causal(model)
-        found = structure.fingerprint(model)
-        if config.base_model_fingerprint is None:
-            config.base_model_fingerprint = found
-        elif config.base_model_fingerprint != found:
-            warnings.warn(
-                f"This adapter was made for {config.base_model_name_or_path or 'another base model'} (fingerprint "
-                f"{config.base_model_fingerprint}), but is put on {getattr(base_config, 'name_or_path', '') or 'a model'} "
-                f"(fingerprint {found}). Its edits will not answer as they did; load the base model it was made for.",
-                stacklevel=2,
-            )
-
-    def _prepare_adapter_config(self, peft_config: LEMoEConfig, model_config: dict) -> LEMoEConfig:
-        if peft_config.target_modules is None:
-            layers = peft_config.layers_to_transform
-            layers = [layers] if isinstance(layers, int) else layers
-            peft_config.target_modules = set(structure.find_targets(self.model, peft_config.depth, layers))
-        return peft_config
-
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        config = self.peft_config[adapter_name]
-        if config.in_use and config.num_anchors:
-            raise ValueError(
-                f"This config belongs to an adapter and has grown with it ({config.num_experts} experts). Make a new "
-                f"LEMoEConfig for every adapter."
-            )
-        if any(other is config for name, other in self.peft_config.items() if name != adapter_name):
-            config = self.peft_config[adapter_name] = copy.copy(config)  # each adapter grows by itself
-        config.in_use = True
-        self._check_base_model(model, config)
-        self.context = RoutingContext.of(model)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self.context.tap(adapter_name, self._taps(model, adapter_name))
-        self.context.blocks = [
-            block
-            for block in model.modules()
-            if isinstance(block, GradientCheckpointingLayer)
-            and any(isinstance(module, LEMoELayer) for module in block.modules())
-        ]
-
-    def _taps(self, model: nn.Module, adapter_name: str) -> list[nn.Module]:
-        """The modules whose inputs tell what a prompt asks for: FFNs, or layers where there is none to call.
-
-        There are none where the bypass is not in a stack of layers.
-        """
-        stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-        for stack in stacks:
-            for depth, block in enumerate(stack):
-                layers = [module for module in block.modules() if isinstance(module, LEMoELayer)]
-                if any(adapter_name in layer.lemoe_bank for layer in layers):
-                    blocks = [stack[index] for index in sorted({round(share * depth) for share in TAPS})]
-                    blocks = [block.base_layer if isinstance(block, LEMoELayer) else block for block in blocks]
-                    return [block.get_submodule(structure.find_ffn(block) or "") for block in blocks]
-        return []
-
-    def _create_and_replace(
-        self,
-        peft_config: LEMoEConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        **optional_kwargs: Any,
-    ) -> None:
-        hidden = structure.hidden_size(self.model)
-        if not isinstance(target, LEMoELayer):
-            layer = LEMoELayer(target, hidden, self.context, is_block=isinstance(parent, nn.ModuleList))
-            self._replace_module(parent, target_name, layer, target)
-            self.context.layers.append(layer)
-            target = layer
-        target.train(target.base_layer.training)
-        leads = not any(adapter_name in layer.lemoe_anchors for layer in self.context.layers)
-        base = target.get_base_layer()
-        ffn = base.get_submodule(structure.find_ffn(base) or "") if target.is_block else base
-        width = peft_config.expert_dim or structure.ffn_width(ffn, target.in_features)
-        target.update_layer(adapter_name, peft_config, width, leads)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # An FFN has no single `.weight` to hand on, and the layer moves its adapters to the right device by itself.
-        if isinstance(parent, nn.ModuleList):
-            parent[int(child_name)] = new_module
-        else:
-            setattr(parent, child_name, new_module)
-
-    def unload(self) -> nn.Module:
-        """The base model, as it was before but for the `modules_to_save` of the active adapter, as with every PEFT method."""
-        model = super().unload()
-        self.context.remove(model)
-        return model
-
-    def _check_merge_allowed(self) -> None:
-        raise NotImplementedError(
-            "LEMoE cannot be merged into the base model: which expert acts depends on the prompt, and a weight cannot. "
-            "Keep the adapter beside the model (it is small), or call `unload()` to get the base model back."
-        )
-
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any):
-        if merge:
-            self._check_merge_allowed()
-        return super()._unload_and_optionally_merge(False, *args, **kwargs)
-
-    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        self._check_merge_allowed()
-
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ValueError(
-                "`adapter_names` mixes LoRA adapters in one batch; with LEMoE all rows pass the active adapter, and find "
-                "their experts by their prompts. Call `set_adapter`, and the model once for each adapter."
-            )
-        return nullcontext()
-
-    def generate(self, *args: Any, **kwargs: Any):
-        """`generate` of the base model, whose forward passes are told where the prompts end."""
-        if not structure.counts_its_cache(self.model):
-            kwargs.setdefault("use_cache", False)
-        with self.context.generation(self.model, args, kwargs):
-            return self.model.generate(*args, **kwargs)
-
-    @property
-    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """
-        What `DistributedDataParallel` must not copy from process to process, by its names in a [`~peft.PeftModel`]: anchors
-        and ledger grow in training by the prompts that each process has seen, and their sizes differ.
-        """
-        return [f"base_model.{name}" for name, _ in self.named_buffers() if self.prefix in name]
-
-    # ---------------------------------------------------------------------------------------------------------- loading
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        """Give every layer the sizes of what is loaded: an adapter may be loaded onto one with fewer or more edits."""
-        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LEMoELayer)}
-        own = {
-            name: {key[len(name) + 1 :]: value for key, value in state_dict.items() if key.startswith(f"{name}.")}
-            for name, layer in layers.items()
-            if adapter_name in layer.lemoe_bank
-        }
-        own = {name: completed(layers[name], adapter_name, tensors) for name, tensors in own.items()}
-        for name, tensors in own.items():  # all of them before the first is resized: an error changes nothing
-            check(layers[name], adapter_name, tensors)
-        for name, tensors in own.items():
-            fit_to(layers[name], adapter_name, tensors)
-        return state_dict | {
-            f"{name}.{key}": tensor for name, tensors in own.items() for key, tensor in tensors.items()
-        }
-
-    # ----------------------------------------------------------------------------------------------- experts and ledger
-
-    def lemoe_layers(self, adapter_name: str | None = None) -> list[LEMoELayer]:
-        """The layers of an adapter (the active one by default), the one with the anchors first.
-
-        Raises:
-            ValueError: If there is no such adapter.
-        """
-        name = self._adapter(adapter_name)
-        return sorted(
-            (layer for layer in self.context.layers if name in layer.lemoe_bank),
-            key=lambda layer: name not in layer.lemoe_anchors,
-        )
-
-    def _adapter(self, adapter_name: str | None) -> str:
-        name = adapter_name or self.active_adapters[0]
-        if name not in self.peft_config:
-            raise ValueError(f"There is no adapter {name!r}; the model has {', '.join(self.peft_config) or 'none'}.")
-        return name
 
     def get_nb_expert_parameters(self, adapter_name: str | None = None) -> tuple[int, int]:
         """
@@ -225,10 +34,10 @@ class LEMoEModel(BaseTuner):
         PEFT's `print_trainable_parameters` counts the former; the latter are buffers, which nothing can train.
         """
         name = self._adapter(adapter_name)
-        layers = self.lemoe_layers(name)
+        layers = self.layers_of(name)
         in_training, committed = (
             sum(weight.numel() for experts in stacks for weight in experts.weights().values())
-            for stacks in ([layer.lemoe_open[name] for layer in layers], [layer.lemoe_bank[name] for layer in layers])
+            for stacks in ([layer.opened(name) for layer in layers], [layer.bank(name) for layer in layers])
         )
         return in_training, committed
 
@@ -256,53 +65,35 @@ class LEMoEModel(BaseTuner):
             raise ValueError(
                 f"There is nothing to commit: the open expert of {name!r} holds no edits. Train it first."
             )
-        for layer in self.lemoe_layers(name):
-            layer.commit(name)
-        self.store(anchors or [], entries or [], name, targets or [])
-
-    def store(
-        self,
-        anchors: list[Anchor],
-        entries: list[dict],
-        adapter_name: str | None = None,
-        targets: list[tuple[int, tuple[int, ...]]] | None = None,
-    ) -> None:
-        """Append anchors, ledger entries and targets, and write the sizes of everything to the config."""
-        name = self._adapter(adapter_name)
-        self.lemoe_layers(name)[0].store(name, anchors, entries, targets or [])
+        layers = self.layers_of(name)
+        with layers[0].changing(name):
+            for layer in layers:
+                layer.commit(name)
+            layers[0].store(name, anchors or [], entries or [], targets or [])
 
     def has_open_edits(self, adapter_name: str | None = None) -> bool:
         """Whether the open expert holds edits, by training or by an editor that has not filled it yet."""
         name = self._adapter(adapter_name)
-        return self.lemoe_layers(name)[0].has_open_edits(name)
+        return self.layers_of(name)[0].has_open_edits(name)
 
-    def ledger(self, adapter_name: str | None = None) -> list[dict]:
-        """
-        The edits of an adapter, oldest first: `id`, `expert`, and what was edited: as `edit` or, from a training loop, as
-        tokens. An adapter that was pushed with `push_edits=False` does not tell what was edited.
-        """
-        name = self._adapter(adapter_name)
-        return entries_of(self.lemoe_layers(name)[0].lemoe_ledger[name].text)
-
-    def check_deferral(self, adapter_name: str) -> None:
-        """
-        Raises:
-            ValueError: If the adapter routes every prompt, so that no edit can be taken back.
-        """
-        if not self.peft_config[adapter_name].deferral:
-            raise ValueError(
-                f"The adapter {adapter_name!r} has `deferral=False`: its router would send the prompt to an expert all the "
-                f"same, and the edit cannot be undone. Edit the prompt again, or use `deferral=True`."
-            )
-
-    def remove_edit(self, edit: int, adapter_name: str | None = None) -> dict:
-        """
-        Take one edit back: its anchors, its line in the ledger and, if no other edit uses it, its expert.
-
-        Raises:
-            KeyError: If the ledger has no such edit.
-            ValueError: If the adapter routes every prompt: without deferral no prompt can be given back to the base model.
-        """
-        name = self._adapter(adapter_name)
-        self.check_deferral(name)
-        return remove_edit(self.lemoe_layers(name), name, edit)
+    def _removed(self, adapter_name: str, expert: int, entries: list[dict]) -> None:
+        """Take its expert out of the bank if no other edit uses it, and start anew what is open and empty."""
+        layers = self.layers_of(adapter_name)
+        lead, anchors = layers[0], layers[0].changed("anchors", adapter_name)
+        is_committed = expert < len(lead.bank(adapter_name))
+        has_own_keys = lead.configs[adapter_name].routing == "kv_anchor"  # and these name experts by their place
+        is_unused = not (anchors.expert == expert).any()
+        if is_committed and is_unused and not has_own_keys:
+            for layer in layers:
+                layer.remove_expert(adapter_name, expert)
+            anchors.expert = torch.where(anchors.expert > expert, anchors.expert - 1, anchors.expert)
+            for entry in entries:
+                entry["expert"] -= entry["expert"] > expert
+        if is_committed and is_unused and has_own_keys:
+            lead.changed("router_bank", adapter_name).withdraw(expert)
+        if not is_committed and not lead.has_open_edits(adapter_name):
+            for layer in layers:
+                layer.open_experts(adapter_name, 1)  # the next edit must not start from what was taken back
+            if has_own_keys:
+                lead.open_keys(adapter_name, 1)
+                lead.changed("router_bank", adapter_name).forget(expert)

@@ -8,10 +8,12 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from ...routing.anchors import Anchors
-from ...routing.relations import Relations
-from ...routing.targets import Targets
-from .config import LEMoEConfig
+from ..routing.anchors import Anchors
+from ..routing.relations import Relations
+from ..routing.targets import Targets
+from .config import EditingConfig
+from .experts import Experts
+from .ledger import Bytes
 
 
 # What adapters from before these were kept do not have, and are loaded without.
@@ -20,39 +22,49 @@ LATER_TENSORS = (".emphasis",)
 
 
 class Storing(Protocol):
-    """A layer with what it has stored of each adapter: the anchors and all beside them, if it leads; its experts."""
+    """A layer with what it has stored of each adapter: what is known of its edits, if it leads, and its weights."""
 
-    configs: dict[str, LEMoEConfig]
+    configs: dict[str, EditingConfig]
     adapter_layer_names: tuple[str, ...]
     other_param_names: tuple[str, ...]
-    lemoe_bank: nn.ModuleDict
-    lemoe_open: nn.ModuleDict
-    lemoe_anchors: nn.ModuleDict
-    lemoe_targets: nn.ModuleDict
-    lemoe_vocabulary: nn.ModuleDict
-    lemoe_ledger: nn.ModuleDict
-    lemoe_relations: nn.ModuleDict
-    lemoe_router_bank: nn.ModuleDict
+
+    def part(self, name: str, adapter_name: str) -> nn.Module: ...
+    def leads(self, adapter_name: str) -> bool: ...
+    def anchors(self, adapter_name: str) -> Anchors: ...
+    def targets(self, adapter_name: str) -> Targets: ...
+    def relations(self, adapter_name: str) -> Relations | None: ...
+    def ledger(self, adapter_name: str) -> Bytes: ...
+    def sizes(self, adapter_name: str) -> dict[str, int]: ...
 
 
 def write_sizes(layer: Storing, adapter_name: str) -> None:
     """Write the sizes of everything stored to the config, from which a loader makes room before it reads."""
-    config, anchors = layer.configs[adapter_name], layer.lemoe_anchors[adapter_name]
-    config.num_experts = len(layer.lemoe_bank[adapter_name])
-    config.num_open_experts = len(layer.lemoe_open[adapter_name])
-    config.num_anchors, config.num_anchor_tokens = len(anchors), len(anchors.tokens)
-    config.num_ledger_bytes = len(layer.lemoe_ledger[adapter_name].bytes)
-    targets, vocabulary = layer.lemoe_targets[adapter_name], layer.lemoe_vocabulary[adapter_name]
-    config.num_targets, config.num_target_tokens = len(targets), len(targets.tokens)
-    config.num_token_kinds, config.num_reply_tokens = len(vocabulary.kinds), len(vocabulary.reply)
-    if adapter_name in layer.lemoe_relations:
-        relations = layer.lemoe_relations[adapter_name]
+    for name, size in sizes_of(layer, adapter_name).items():
+        setattr(layer.configs[adapter_name], name, size)
+
+
+def sizes_of(layer: Storing, adapter_name: str) -> dict[str, int]:
+    """The sizes of everything stored, by their names in the config."""
+    anchors, targets, relations = (
+        layer.anchors(adapter_name),
+        layer.targets(adapter_name),
+        layer.relations(adapter_name),
+    )
+    vocabulary = layer.part("vocabulary", adapter_name)
+    sizes = {
+        "num_anchors": len(anchors),
+        "num_anchor_tokens": len(anchors.tokens),
+        "num_ledger_bytes": len(layer.ledger(adapter_name).bytes),
+        "num_targets": len(targets),
+        "num_target_tokens": len(targets.tokens),
+        "num_token_kinds": len(vocabulary.kinds),
+        "num_reply_tokens": len(vocabulary.reply),
+    }
+    if relations is not None:
         tokens = (relations.marks, relations.stops, relations.continuing)
         tensors = (relations.mean, relations.cohort, *tokens, relations.keys, relations.emphasis)
-        for name, tensor in zip(Relations.sizes, tensors, strict=True):
-            setattr(config, name, len(tensor))
-    if adapter_name in layer.lemoe_router_bank:
-        config.num_router_anchors = len(layer.lemoe_router_bank[adapter_name].anchors)
+        sizes |= {name: len(tensor) for name, tensor in zip(Relations.sizes, tensors, strict=True)}
+    return sizes | layer.sizes(adapter_name)
 
 
 def stored(layer: Storing, adapter_name: str) -> Iterator[tuple[nn.Module, str, str, torch.Tensor]]:
@@ -84,20 +96,18 @@ def check(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]
                 f"{tuple(tensor.shape)}: it was made for another hidden size or `expert_dim`. Load the base model it "
                 f"was made for."
             )
-    for container in ("lemoe_open", "lemoe_bank"):
-        names = getattr(layer, container)[adapter_name].names
-        sizes = {name: len(state_dict[f"{container}.{adapter_name}.{name}"]) for name in names}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(
-                f"The adapter's weights are damaged: {container} has unequal numbers of experts, {sizes}."
-            )
-    if adapter_name in layer.lemoe_anchors:
-        kinds = (("lemoe_anchors", Anchors), ("lemoe_targets", Targets), ("lemoe_relations", Relations))
-        for container, kind in kinds:
-            prefix = f"{container}.{adapter_name}."
-            own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-            if own:
-                kind.check(own)
+    for container in layer.adapter_layer_names + layer.other_param_names:
+        module = dict(getattr(layer, container)).get(adapter_name)
+        prefix = f"{container}.{adapter_name}."
+        own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        if isinstance(module, Experts):
+            sizes = {name: len(own[name]) for name in module.names}
+            if len(set(sizes.values())) > 1:
+                raise ValueError(
+                    f"The adapter's weights are damaged: {container} has unequal numbers of experts, {sizes}."
+                )
+        if isinstance(module, (Anchors, Targets, Relations)):
+            module.check(own)
 
 
 def completed(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -120,5 +130,5 @@ def fit_to(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor
             if isinstance(tensor, nn.Parameter):
                 resized = nn.Parameter(resized, requires_grad=tensor.requires_grad)
             setattr(module, name, resized)
-    if adapter_name in layer.lemoe_anchors:
+    if layer.leads(adapter_name):
         write_sizes(layer, adapter_name)

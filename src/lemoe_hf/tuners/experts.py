@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...routing.frozen import Frozen
-from ...routing.passes import Acting
+from ..routing.frozen import Frozen
+from ..routing.passes import Acting
 
 
 class Experts(Frozen):

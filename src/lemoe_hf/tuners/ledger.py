@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+
+from ..routing.frozen import Frozen
 
 
-KEY = "lemoe_ledger.bytes"
+KEY = "_ledger.bytes"  # behind the prefix of a method
 
 
-class Bytes(nn.Module):
+class Bytes(Frozen):
     """Text that must survive wherever an adapter's tensors go: PEFT saves nothing else of a method, Trainer neither."""
 
     def __init__(self, num_bytes: int = 0):
@@ -31,11 +32,12 @@ class Bytes(nn.Module):
     @text.setter
     def text(self, value: str) -> None:
         self.bytes = self.bytes[:0]
-        self.append(value)
+        self.write(value)
 
-    def append(self, value: str) -> None:
-        new = torch.tensor(list(value.encode()), dtype=torch.uint8, device=self.bytes.device)
-        self.bytes = torch.cat([self.bytes, new])
+    def write(self, value: str) -> None:
+        """Append text."""
+        if value:
+            self.append("bytes", torch.frombuffer(bytearray(value.encode()), dtype=torch.uint8))
 
 
 def entries_of(text: str) -> list[dict]:
@@ -61,7 +63,7 @@ def read_ledger(path: Path) -> list[dict]:
         with safe_open(path, "pt") as file:
             key = next((key for key in file.keys() if key.endswith(KEY)), None)  # noqa: SIM118
             if key is None:
-                raise ValueError(f"{path} is not the file of a LEMoE adapter: it has no ledger.")
+                raise ValueError(f"{path} is not the file of an adapter of edits: it has no ledger.")
             return entries_of(file.get_tensor(key).numpy().tobytes().decode())
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}). Restore it from a copy.") from None
@@ -76,7 +78,7 @@ def withhold_texts(path: Path) -> int:
     """
     kept = [{"id": entry["id"], "expert": entry["expert"]} for entry in read_ledger(path)]
     ledger = Bytes()
-    ledger.append(lines_of(kept))
+    ledger.write(lines_of(kept))
     tensors = load_file(path)
     save_file(
         {key: ledger.bytes if key.endswith(KEY) else tensor for key, tensor in tensors.items()}, path, {"format": "pt"}

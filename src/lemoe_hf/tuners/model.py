@@ -1,0 +1,282 @@
+"""The tuner, whatever the method: puts layers that edit into a model, and keeps what is known of the edits."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .. import structure
+from ..routing.anchors import Anchor
+from ..routing.context import RoutingContext
+from ..routing.relations import TAPS
+from .config import EditingConfig
+from .layer import EditingLayer
+from .ledger import entries_of, lines_of
+from .sizes import check, completed, fit_to
+
+
+class EditingModel(BaseTuner):
+    """
+    What the tuners of this package share.
+
+    Args:
+        model (`nn.Module`): The base model. It is not changed.
+        peft_config ([`EditingConfig`]): The configuration.
+        adapter_name (`str`): Name of the adapter.
+
+    Raises:
+        ValueError: If the model is not a causal language model that can be edited, or no stack of layers is found in it.
+    """
+
+    tuner_layer_cls: type[EditingLayer]
+    target_module_mapping: dict = {}
+
+    # -------------------------------------------------------------------------------------------------------- injection
+
+    def _check_base_model(self, model: nn.Module, config: EditingConfig) -> None:
+        base_config = getattr(model, "config", None)
+        structure.check_causal(model)
+        found = structure.fingerprint(model)
+        if config.base_model_fingerprint is None:
+            config.base_model_fingerprint = found
+        elif config.base_model_fingerprint != found:
+            warnings.warn(
+                f"This adapter was made for {config.base_model_name_or_path or 'another base model'} (fingerprint "
+                f"{config.base_model_fingerprint}), but is put on {getattr(base_config, 'name_or_path', '') or 'a model'} "
+                f"(fingerprint {found}). Its edits will not answer as they did; load the base model it was made for.",
+                stacklevel=2,
+            )
+
+    def _prepare_adapter_config(self, peft_config: EditingConfig, model_config: dict) -> EditingConfig:
+        if peft_config.target_modules is None:
+            layers = peft_config.layers_to_transform
+            layers = [layers] if isinstance(layers, int) else layers
+            peft_config.target_modules = set(structure.find_targets(self.model, peft_config.depth, layers))
+        return peft_config
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config = self.peft_config[adapter_name]
+        if config.in_use and config.num_anchors:
+            raise ValueError(
+                f"This config belongs to an adapter and has grown with it ({config.num_anchors} anchors of edits). Make a "
+                f"new {type(config).__name__} for every adapter."
+            )
+        if any(other is config for name, other in self.peft_config.items() if name != adapter_name):
+            config = self.peft_config[adapter_name] = copy.copy(config)  # each adapter grows by itself
+        config.in_use = True
+        self._check_base_model(model, config)
+        self.context = RoutingContext.of(model)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self.context.tap(adapter_name, self._taps(model, adapter_name))
+        self.context.blocks = [
+            block
+            for block in model.modules()
+            if isinstance(block, GradientCheckpointingLayer)
+            and any(isinstance(module, EditingLayer) for module in block.modules())
+        ]
+
+    def _taps(self, model: nn.Module, adapter_name: str) -> list[nn.Module]:
+        """The modules whose inputs tell what a prompt asks for: FFNs, or layers where there is none to call.
+
+        There are none where the bypass is not in a stack of layers.
+        """
+        stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        for stack in stacks:
+            for depth, block in enumerate(stack):
+                layers = [module for module in block.modules() if isinstance(module, EditingLayer)]
+                if any(layer.has(adapter_name) for layer in layers):
+                    return self._looked_at(stack, depth)
+        return []
+
+    def _looked_at(self, stack: nn.ModuleList, depth: int) -> list[nn.Module]:
+        """Of a stack of which the first bypassed layer is at `depth`, the modules that are looked at."""
+        blocks = [stack[index] for index in sorted({round(share * depth) for share in TAPS})]
+        blocks = [block.base_layer if isinstance(block, EditingLayer) else block for block in blocks]
+        return [block.get_submodule(structure.find_ffn(block) or "") for block in blocks]
+
+    def _create_and_replace(
+        self,
+        peft_config: EditingConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional_kwargs: Any,
+    ) -> None:
+        hidden = structure.hidden_size(self.model)
+        if not isinstance(target, self.tuner_layer_cls):
+            is_block = isinstance(parent, nn.ModuleList)
+            layer = self.tuner_layer_cls(target, hidden, self.context, is_block=is_block)
+            self._replace_module(parent, target_name, layer, target)
+            self.context.layers.append(layer)
+            target = layer
+        target.train(target.base_layer.training)
+        leads = not any(layer.leads(adapter_name) for layer in self.context.layers)
+        target.update_layer(adapter_name, peft_config, leads)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # An FFN has no single `.weight` to hand on, and the layer moves its adapters to the right device by itself.
+        if isinstance(parent, nn.ModuleList):
+            parent[int(child_name)] = new_module
+        else:
+            setattr(parent, child_name, new_module)
+
+    def unload(self) -> nn.Module:
+        """The base model, as it was before but for the `modules_to_save` of the active adapter, as with every PEFT method."""
+        model = super().unload()
+        self.context.remove(model)
+        return model
+
+    def _check_merge_allowed(self) -> None:
+        raise NotImplementedError(
+            f"{type(self).__name__.removesuffix('Model')} cannot be merged into the base model: what acts depends on the "
+            f"prompt, and a weight cannot. Keep the adapter beside the model (it is small), or call `unload()` to get the "
+            f"base model back."
+        )
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any):
+        if merge:
+            self._check_merge_allowed()
+        return super()._unload_and_optionally_merge(False, *args, **kwargs)
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        self._check_merge_allowed()
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "`adapter_names` mixes LoRA adapters in one batch; here all rows pass the active adapter, and find what "
+                "acts on them by their prompts. Call `set_adapter`, and the model once for each adapter."
+            )
+        return nullcontext()
+
+    def generate(self, *args: Any, **kwargs: Any):
+        """`generate` of the base model, whose forward passes are told where the prompts end."""
+        if not structure.counts_its_cache(self.model):
+            kwargs.setdefault("use_cache", False)
+        with self.context.generation(self.model, args, kwargs):
+            return self.model.generate(*args, **kwargs)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """
+        What `DistributedDataParallel` must not copy from process to process, by its names in a [`~peft.PeftModel`]: anchors
+        and ledger grow in training by the prompts that each process has seen, and their sizes differ.
+        """
+        return [f"base_model.{name}" for name, _ in self.named_buffers() if self.prefix in name]
+
+    # ---------------------------------------------------------------------------------------------------------- loading
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Give every layer the sizes of what is loaded: an adapter may be loaded onto one with fewer or more edits."""
+        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, EditingLayer)}
+        own = {
+            name: {key[len(name) + 1 :]: value for key, value in state_dict.items() if key.startswith(f"{name}.")}
+            for name, layer in layers.items()
+            if layer.has(adapter_name)
+        }
+        own = {name: completed(layers[name], adapter_name, tensors) for name, tensors in own.items()}
+        for name, tensors in own.items():  # all of them before the first is resized: an error changes nothing
+            check(layers[name], adapter_name, tensors)
+        for name, tensors in own.items():
+            fit_to(layers[name], adapter_name, tensors)
+        return state_dict | {
+            f"{name}.{key}": tensor for name, tensors in own.items() for key, tensor in tensors.items()
+        }
+
+    # ---------------------------------------------------------------------------------------------------- edits, ledger
+
+    def layers_of(self, adapter_name: str | None = None) -> list[EditingLayer]:
+        """The layers of an adapter (the active one by default), first the one that knows the edits.
+
+        Raises:
+            ValueError: If there is no such adapter.
+        """
+        name = self._adapter(adapter_name)
+        return sorted(
+            (layer for layer in self.context.layers if layer.has(name)), key=lambda layer: not layer.leads(name)
+        )
+
+    def _adapter(self, adapter_name: str | None) -> str:
+        name = adapter_name or self.active_adapters[0]
+        if name not in self.peft_config:
+            raise ValueError(f"There is no adapter {name!r}; the model has {', '.join(self.peft_config) or 'none'}.")
+        return name
+
+    def store(
+        self,
+        anchors: list[Anchor],
+        entries: list[dict],
+        adapter_name: str | None = None,
+        targets: list[tuple[int, tuple[int, ...]]] | None = None,
+    ) -> None:
+        """Append anchors, ledger entries and targets, and write the sizes of everything to the config."""
+        name = self._adapter(adapter_name)
+        self.layers_of(name)[0].store(name, anchors, entries, targets or [])
+
+    def ledger(self, adapter_name: str | None = None) -> list[dict]:
+        """
+        The edits of an adapter, oldest first: `id`, `expert`, and what was edited: as `edit` or, from a training loop, as
+        tokens. An adapter that was pushed with `push_edits=False` does not tell what was edited.
+        """
+        name = self._adapter(adapter_name)
+        return entries_of(self.layers_of(name)[0].ledger(name).text)
+
+    def check_deferral(self, adapter_name: str) -> None:
+        """
+        Raises:
+            ValueError: If the adapter acts on every prompt, so that no edit can be taken back.
+        """
+        if not self.peft_config[adapter_name].deferral:
+            raise ValueError(
+                f"The adapter {adapter_name!r} has `deferral=False`: it would act on the prompt all the same, and the edit "
+                f"cannot be undone. Edit the prompt again, or use `deferral=True`."
+            )
+
+    def remove_edit(self, edit: int, adapter_name: str | None = None) -> dict:
+        """
+        Take one edit back: its anchors, its targets, its keys and its line in the ledger.
+
+        Returns:
+            The ledger's entry of the edit.
+
+        Raises:
+            KeyError: If the ledger has no such edit.
+            ValueError: If the adapter acts on every prompt: without deferral no prompt can be given back to the base model.
+        """
+        name = self._adapter(adapter_name)
+        self.check_deferral(name)
+        lead = self.layers_of(name)[0]
+        with self.context.versions.writer():
+            return self._without_edit(lead, name, edit)
+
+    def _without_edit(self, lead: EditingLayer, name: str, edit: int) -> dict:
+        entries = entries_of(lead.ledger(name).text)
+        removed = next((entry for entry in entries if entry["id"] == edit), None)
+        if removed is None:
+            raise KeyError(f"There is no edit {edit}; the ledger has {[entry['id'] for entry in entries][-20:]}.")
+        entries.remove(removed)
+        with lead.changing(name):
+            lead.changed("anchors", name).remove(edit)
+            lead.changed("targets", name).remove(edit)
+            if lead.relations(name) is not None:
+                lead.changed("relations", name).remove(edit)
+            self._removed(name, removed["expert"], entries)
+            lead.changed("ledger", name).text = lines_of(entries)
+        return removed
+
+    def _removed(self, adapter_name: str, expert: int, entries: list[dict]) -> None:
+        """What a method does with the expert of an edit that was taken back; `entries` are those that are left."""
