@@ -13,8 +13,8 @@ A line of the data is a record with EasyEdit's keys, `prompt`, `target_new` and 
 | what is to be left alone | `bits` | the logits are the base model's, bit for bit |
 | | `tokens` | tokens of the known answer that are predicted as by the base model; of the next ten, where none is known |
 
-With `--max-steps 1` experts learn next to nothing, and `acts`, `bits` tell what is decided all the same. What is done is kept
-in `--work`, and the same command goes on where it was interrupted.
+With `--max-steps 1` experts learn next to nothing, but `acts` and `bits` tell what is decided all the same: nothing is
+generated. What is done is kept in `--work`, and the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from lemoe_hf import Edit, EditingArguments, LEMoEConfig, LifelongEditor
 from lemoe_hf.editing.tokens import continuation
 from lemoe_hf.evaluation import versions
 from lemoe_hf.evaluation.forced import ForcedBatch
+from lemoe_hf.evaluation.metrics import agreement
 from lemoe_hf.generation import continuations, pad_right
 
 
@@ -86,35 +87,44 @@ def probes_of(record: dict, tokenizer: PreTrainedTokenizerBase) -> Iterator[Prob
 
 
 @torch.no_grad()
-def measured(editor: LifelongEditor, probes: list[Probe]) -> list[dict]:
-    """Figures of each probe."""
+def measured(editor: LifelongEditor, probes: list[Probe], answers: bool) -> list[dict]:
+    """Figures of each probe; of its answer, too, if `answers`."""
     model, tokenizer = editor.model, editor.tokenizer
     behind = [continuation(tokenizer, tokenizer.decode(each.ids), each.known or "the") for each in probes]
-    ids, mask = pad_right(
-        [each.ids + known for each, known in zip(probes, behind, strict=True)], 0, torch.device("cpu")
-    )
+    texts = [each.ids + known for each, known in zip(probes, behind, strict=True)]
+    ids, mask = pad_right(texts, tokenizer.pad_token_id, torch.device("cpu"))
     batch = ForcedBatch(ids, mask, [len(each.ids) - 1 for each in probes], behind)
     edited = batch.logits(model)
     with model.disable_adapter():
         base = batch.logits(model)
     figures = []
     for probe, column, before, after in zip(probes, batch.columns, base, edited, strict=True):
-        same = torch.equal(before[: column + 1], after[: column + 1])
-        figure = {"kind": probe.kind}
-        if probe.target is not None:
-            (text,) = continuations(model, tokenizer, [probe.ids], len(tokenizer(probe.target)["input_ids"]) + 4)
-            said = tokenizer.decode(text, skip_special_tokens=True).strip().lower()
-            figures.append(figure | {"acts": not same, "free": said.startswith(probe.target.strip().lower())})
-            continue
-        if probe.known is not None or same:
-            tokens = (before[column:].argmax(-1) == after[column:].argmax(-1)).float().mean().item()
-        else:
-            (new,) = continuations(model, tokenizer, [probe.ids], NEXT)
-            with model.disable_adapter():
-                (old,) = continuations(model, tokenizer, [probe.ids], NEXT)
-            tokens = sum(one == two for one, two in zip(old, new, strict=False)) / max(len(old), 1)
-        figures.append(figure | {"bits": same, "tokens": tokens})
+        figure = {"kind": probe.kind, "bits": torch.equal(before, after)}
+        figure["tokens"] = (before[column:].argmax(-1) == after[column:].argmax(-1)).float().mean().item()
+        figures.append(figure)
+    asked = [i for i, probe in enumerate(probes) if probe.target is not None]
+    said = generated(editor, [probes[i] for i in asked], answers)
+    for i, text in zip(asked, said, strict=True):
+        figures[i] = {"kind": probes[i].kind, "acts": not figures[i]["bits"]}
+        if answers:
+            figures[i]["free"] = text.startswith(probes[i].target.strip().lower())
+    changed = [i for i, figure in enumerate(figures) if not figure.get("bits", True) and probes[i].known is None]
+    new = generated(editor, [probes[i] for i in changed], answers)
+    with model.disable_adapter():
+        old = generated(editor, [probes[i] for i in changed], answers)
+    for i, before, after in zip(changed, old, new, strict=True):
+        one, two = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after))
+        figures[i]["tokens"] = agreement(one, two, NEXT)
     return figures
+
+
+def generated(editor: LifelongEditor, probes: list[Probe], answers: bool) -> list[str]:
+    """What is said, in lower case; nothing unless answers are asked for."""
+    if not answers:
+        return [""] * len(probes)
+    lengths = [NEXT if each.target is None else len(editor.tokenizer(each.target)["input_ids"]) + 4 for each in probes]
+    said = continuations(editor.model, editor.tokenizer, [each.ids for each in probes], lengths, AT_ONCE)
+    return [editor.tokenizer.decode(ids, skip_special_tokens=True).strip().lower() for ids in said]
 
 
 def summed_up(figures: list[dict]) -> dict:
@@ -161,11 +171,12 @@ def main() -> None:
         print(f"{min(first + args.step, len(edits))} of {len(edits)} edits", flush=True)
 
     probes = [probe for record in records for probe in probes_of(record, editor.tokenizer)]
+    probes.sort(key=lambda probe: len(probe.ids))
     journal = args.work / "figures.jsonl"
     figures = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
     with journal.open("a") as file:
         for first in range(len(figures), len(probes), AT_ONCE):
-            new = measured(editor, probes[first : first + AT_ONCE])
+            new = measured(editor, probes[first : first + AT_ONCE], answers=args.max_steps is None)
             file.writelines(json.dumps(figure) + "\n" for figure in new)
             file.flush()
             figures += new
