@@ -214,6 +214,8 @@ def embed_by(root: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 def digest(wordings: Wordings) -> str:
     """Of all that decides the outcome."""
     found = hashlib.sha256(repr((VERSION, TURNED_AWAY)).encode())
-    for tensor in (wordings.embedded, wordings.counts, wordings.relation, wordings.kind, wordings.is_question):
-        found.update(str(tensor.dtype).encode() + tensor.float().cpu().numpy().tobytes())
+    counts = wordings.counts.to_sparse()
+    labels = (wordings.relation, wordings.kind, wordings.is_question)
+    for tensor in (wordings.embedded, counts.indices(), counts.values(), *labels):
+        found.update(str(tensor.dtype).encode() + tensor.double().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
