@@ -144,7 +144,7 @@ class Relations(Frozen):
 
     def learn(
         self, directions: torch.Tensor, emphasis: torch.Tensor, references: torch.Tensor, embedded: torch.Tensor
-    ):
+    ) -> None:
         """
         Take over what was learned.
 

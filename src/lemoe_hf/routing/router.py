@@ -172,13 +172,15 @@ def score(
     Tell how surely questions ask for their options.
 
     Args:
-        router ([`Router`]): With its relations: what edits are about.
+        router ([`Router`]): With its relations: what edits are about. Without them nothing is to be told.
         askings (`Sequence` of [`Asking`]): Texts, of whose questions some wait.
         hidden (`Sequence` of `torch.Tensor`, each of shape `(n, d)`): What entered the layers that tell in adapters from
             before words alone were read, at the columns of those that are [`waiting`], in their order.
         embed (`Callable`): Input embeddings of tokens.
     """
     asked, relations = waiting(askings), router.relations
+    if relations is None:
+        return
     pairs = [
         (row, text, question, match)
         for row, (text, question) in enumerate(asked)
