@@ -20,7 +20,7 @@ from lemoe_hf import EditEvaluator, read_edits
 from lemoe_hf.evaluation import SameSubject, versions
 
 
-THRESHOLDS = (-100.0, -15.0, -12.0, -9.0, -7.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 2.0)
+THRESHOLDS = (-100.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 1.5, 2.0, 3.0, 4.0)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from lemoe_hf import Edit, EditingArguments, LifelongEditor
 from lemoe_hf.data.reference import reference_relations
 from lemoe_hf.editing import relations
+from lemoe_hf.editing.wordings import fit
 from tiny import edited
 
 
@@ -65,5 +67,6 @@ def few_relations(home: str) -> Iterator[None]:
     few = tuple(entry for entry in reference_relations() if entry.relation % 9 == 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(relations, "reference_relations", lambda: few)
+        patch.setattr(relations, "fit", partial(fit, steps=20))
         patch.setattr(constants, "HF_HOME", home)
         yield

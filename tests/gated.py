@@ -21,7 +21,7 @@ from lemoe_hf.editing.relations import prompt_features
 from lemoe_hf.routing.cached import cache_in
 from lemoe_hf.routing.context import Running
 from lemoe_hf.routing.passes import Acting
-from lemoe_hf.routing.relations import LabelledPrompts, Relations
+from lemoe_hf.routing.relations import Relations
 from tiny import PAD, logits, prompts_of, put_edits, tiny
 from worded import put_vocabulary, vocabulary_of
 
@@ -44,7 +44,10 @@ def clear(family: str = "llama") -> PreTrainedModel:
 
 @cache
 def _learned(family: str, layers: tuple[int, ...] | None, by: str) -> dict[str, torch.Tensor]:
-    """Relations of a clear model: one for each asker, and one for all other tokens; `by` hidden states, or words."""
+    """
+    Relations of a clear model, as adapters from before have them: one for each asker, and one for all other tokens; `by`
+    hidden states, or words.
+    """
     model = get_peft_model(clear(family), LEMoEConfig(layers_to_transform=layers and list(layers))).eval()
     prompts = [
         [*prompt, *asker]
@@ -58,11 +61,30 @@ def _learned(family: str, layers: tuple[int, ...] | None, by: str) -> dict[str, 
     num_words = model.get_input_embeddings().weight.shape[1]
     # What is alike in all prompts tells nothing.
     features[:, slice(num_words) if by == "hidden" else slice(num_words, None)] = 0
-    relations._learn(LabelledPrompts(features, relation, torch.zeros_like(relation), relation >= 0), 1)
+    relations.mean, relations.directions = discriminant(features, relation)
     noise = torch.randn(400, relations.num_directions, generator=torch.Generator().manual_seed(0))
     relations.cohort = F.normalize(noise, dim=-1).bfloat16()
     relations.thresholds.fill_(THRESHOLD)
     return dict(relations.named_buffers())
+
+
+def discriminant(features: torch.Tensor, relation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The mean of features of shape `(n, f)`, and directions of shape `(f, k)` in which relations differ more than what is alike
+    but for the subject: linear discriminant analysis (Fisher 1936).
+    """
+    mean, count = features.mean(0), torch.bincount(relation)[:, None]
+    x = features - mean
+    means = x.new_zeros(len(count), x.shape[1]).index_add(0, relation, x) / count
+    within = x - means[relation]
+    covariance = within.T @ within / len(within)
+    covariance.diagonal().add_(0.3 * covariance.diagonal().mean() + 1e-6)
+    root = torch.linalg.cholesky(covariance)
+    whitened = torch.linalg.solve_triangular(root, means.T, upper=False)
+    directions = torch.linalg.svd(whitened, full_matrices=False)[0][:, : Relations.num_directions]
+    directions = torch.linalg.solve_triangular(root.T, directions, upper=True)
+    directions = F.pad(directions, (0, Relations.num_directions - directions.shape[1]))
+    return mean, (directions / directions.abs().max()).bfloat16()
 
 
 def features_of_prompts(

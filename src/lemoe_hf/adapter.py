@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .routing import together
 from .routing.anchors import Anchors
 from .routing.relations import TAPS, Relations
 from .routing.router import Router
@@ -42,6 +43,7 @@ SIZES = {
     "num_relation_stops": ("relations", "stops"),
     "num_relation_continuing": ("relations", "continuing"),
     "num_relation_keys": ("relations", "keys"),
+    "num_relation_emphasis": ("relations", "emphasis"),
 }
 # Of a module with experts everything that is saved, by its part.
 Parts = dict[str, dict[str, torch.Tensor]]
@@ -151,6 +153,8 @@ class Adapter:
         try:
             return cls._of(config, modules)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if "are damaged" in str(error):  # it says all that is to be said
+                raise
             what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise ValueError(f"The adapter in {folder} is damaged: {what}. Restore it from a copy.") from error
 
@@ -160,6 +164,7 @@ class Adapter:
         if lead is None:
             raise ValueError("it has no anchors")
         check_sizes(config, lead)
+        together.check_sizes("", {f"{part}.{name}": each for part in lead for name, each in lead[part].items()})
         for parts in modules.values():
             check_sizes({name: config[name] for name in ("num_experts", "num_open_experts")}, parts)
         anchors, targets, vocabulary = Anchors(), Targets(), Vocabulary()
@@ -170,7 +175,8 @@ class Adapter:
         relations = None
         if config["relation_gate"] and config["routing"] == "nearest_anchor":
             relations = Relations()
-            fill(relations, lead["relations"])
+            # Adapters from before words alone were read have no emphasis.
+            fill(relations, {"emphasis": torch.zeros(0)} | lead["relations"])
             if not vocabulary.is_known and len(relations.stops):
                 vocabulary.kinds = kinds_from_lists(relations.marks, relations.stops, relations.continuing)
         banks = {name: bank_of(config, parts, anchors) for name, parts in modules.items()}
@@ -237,8 +243,6 @@ def fill(module: Anchors | Targets | Vocabulary | Relations, tensors: dict[str, 
         if saved.dim() != empty.dim() or saved.shape[1:] != empty.shape[1:]:
             raise ValueError(f"{type(module).__name__}.{name} has the shape {tuple(saved.shape)}")
         setattr(module, name, saved.to(empty.dtype))
-    if not isinstance(module, Vocabulary):
-        module.check(tensors)
 
 
 def bank_of(config: dict[str, Any], parts: Parts, anchors: Anchors) -> Bank:

@@ -1,4 +1,4 @@
-"""Relations as a learned metric, on made-up features of which the nuisance is known."""
+"""What edits are about, and how surely a prompt asks for that."""
 
 from __future__ import annotations
 
@@ -6,103 +6,35 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lemoe_hf.routing.relations import (
-    TURNED_AWAY,
-    WORDS,
-    LabelledPrompts,
-    Relations,
-    features_of,
-    words_of,
-)
+from gated import discriminant
+from lemoe_hf.routing.relations import BACKGROUND, TENTHS, WORDS, Relations, features_of, vectors_of, words_of
+from lemoe_hf.routing.together import check_sizes
 
 
-WIDTH, PROMPTS, KINDS = 40, 12, 3
+WIDTH = 40
 
 
-def synthetic(relations: range, seed: int = 0) -> LabelledPrompts:
-    """
-    Prompts of relations that differ in ten directions by one, and of subjects that differ in four others by four.
-
-    Relations of one kind of subject are somewhat alike; every second prompt is a question.
-    """
-    generator = torch.Generator().manual_seed(100 + seed)
-    relation = torch.tensor(relations).repeat_interleave(PROMPTS)
-    basis = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1)))[0]
-    meanings = torch.randn(1000, 10, generator=torch.Generator().manual_seed(2))
-    kinds = 0.7 * torch.randn(KINDS, 10, generator=torch.Generator().manual_seed(3))
-    kind = relation % KINDS
-    features = (meanings[relation] + kinds[kind]) @ basis[:, :10].T
-    features = features + 4 * torch.randn(len(relation), 4, generator=generator) @ basis[:, 10:14].T
-    features = features + 0.3 * torch.randn(len(relation), WIDTH, generator=generator)
-    return LabelledPrompts(features, relation, kind, torch.arange(len(relation)) % 2 == 0)
+def features(num: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(num, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def fitted(relations: range = range(60), **options) -> Relations:
-    learned = Relations()
-    learned.fit(synthetic(relations), **options)
-    return learned
+def fitted() -> Relations:
+    """As adapters from before have them."""
+    relations = Relations()
+    relations.mean, relations.directions = discriminant(features(300), torch.arange(60).repeat(5))
+    relations.cohort = relations.embed(features(50, 1)).bfloat16()
+    return relations
 
 
-def separation(score: torch.Tensor, prompts: LabelledPrompts) -> float:
-    """How often two prompts of one relation score higher than two of different relations of one kind."""
-    same = prompts.relation[:, None] == prompts.relation
-    alike, others = score[same.triu(1)], score[(~same & (prompts.kind[:, None] == prompts.kind)).triu(1)]
-    return float((alike[:, None] > others).float().mean())
+def of_words() -> Relations:
+    relations, draw = Relations(), torch.Generator().manual_seed(0)
+    directions = torch.randn(WIDTH, Relations.num_directions, generator=draw)
+    relations.learn(directions, features(1, 3)[0] / 20, torch.eye(50), features(50, 4))
+    return relations
 
 
 def unit(*values: float) -> torch.Tensor:
     return F.pad(torch.tensor(values), (0, Relations.num_directions - len(values)))
-
-
-# ------------------------------------------------------------------------------------------------------------- learning
-
-
-def test_relations_that_were_never_seen_are_told_apart():
-    tested, learned = synthetic(range(60, 80), seed=1), fitted()
-    raw = F.normalize(tested.features - tested.features.mean(0), dim=-1)
-    assert separation(raw @ raw.T, tested) < 0.65
-    embedded = learned.embed(tested.features)
-    assert separation(learned.score(embedded, embedded), tested) > 0.97
-
-
-@pytest.mark.parametrize("is_question", [True, False])
-def test_the_threshold_turns_away_its_share_of_questions_that_were_never_seen(is_question):
-    """Of those to the same kind of subject, which are more alike than others; and statements have the same threshold."""
-    tested, learned = synthetic(range(60, 180), seed=1), fitted(range(60), num_prompts=300)
-    embedded = learned.embed(tested.features)
-    score = learned.score(embedded, embedded)[tested.is_question == is_question]
-    rows = tested[tested.is_question == is_question]
-    others = (rows.kind[:, None] == tested.kind) & (rows.relation[:, None] != tested.relation)
-    assert learned.thresholds[0] == learned.thresholds[1]
-    turned_away = (score[others] < learned.thresholds[0]).float().mean()
-    assert turned_away == pytest.approx(TURNED_AWAY, abs=0.05)
-
-
-def test_without_any_question_nothing_is_turned_away():
-    prompts = synthetic(range(30))
-    learned = Relations()
-    learned.fit(prompts[~prompts.is_question])
-    assert (learned.thresholds == -torch.inf).all()
-
-
-def test_learning_draws_nothing_from_the_global_random_state():
-    torch.manual_seed(0)
-    state, one = torch.get_rng_state(), fitted()
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(1)
-    for name, tensor in fitted().named_buffers():
-        assert torch.equal(tensor, getattr(one, name)), name
-
-
-def test_what_is_kept_of_learning():
-    empty, learned = Relations(), fitted(num_prompts=50)
-    assert not empty.is_fitted
-    assert learned.is_fitted
-    assert learned.directions.shape == (WIDTH, 48)
-    assert learned.cohort.shape == (50, 48)
-    assert len(fitted(range(10)).cohort) == 10 * PROMPTS
-    few = fitted(range(10)).directions.float().norm(dim=0)  # of ten relations nine directions tell
-    assert (few > 1e-3)[:9].all()
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring
@@ -125,10 +57,10 @@ def test_embeddings_are_unit_vectors_of_what_differs_from_the_mean():
 
 
 def test_parts_of_the_features_add_up():
-    relations, features = fitted(), synthetic(range(60, 62)).features
+    relations, found = fitted(), features(24, 2)
     for cut in (1, 25):
-        parts = relations.project(features[:, :cut]) + relations.project(features[:, cut:], cut)
-        torch.testing.assert_close(parts, relations.project(features), rtol=1e-4, atol=1e-4)
+        parts = relations.project(found[:, :cut]) + relations.project(found[:, cut:], cut)
+        torch.testing.assert_close(parts, relations.project(found), rtol=1e-4, atol=1e-4)
 
 
 def test_words_are_of_one_size():
@@ -155,31 +87,77 @@ def test_a_score_is_the_cosine_above_what_the_nearest_references_have():
 
 def test_scores_are_symmetric_and_of_each_key_against_each_prompt():
     relations = fitted()
-    left = relations.embed(synthetic(range(2), 1).features)
-    right = relations.embed(synthetic(range(2), 2).features)[:5]
+    left, right = relations.embed(features(24, 2)), relations.embed(features(5, 3))
     score = relations.score(left, right)
     assert score.shape == (24, 5)
     torch.testing.assert_close(score, relations.score(right, left).T)
     torch.testing.assert_close(score[3:4, 1:2], relations.score(left[3:4], right[1:2]))
 
 
-def test_pairs_have_the_scores_of_each_key_against_each_prompt():
-    relations = fitted()
-    keys = relations.embed(synthetic(range(2), 1).features)
-    asked = relations.embed(synthetic(range(2), 2).features)[:5]
+@pytest.mark.parametrize("relations", [fitted(), of_words()], ids=["hidden states", "words"])
+def test_pairs_have_the_scores_of_each_key_against_each_prompt(relations):
+    keys, asked = relations.embed(features(24, 2)), relations.embed(features(5, 3))
     pair = torch.tensor([4, 0, 0, 2, 1, 3] * 4)
     expected = relations.score(keys, asked)[torch.arange(24), pair]
     torch.testing.assert_close(relations.score_pairs(keys, asked, pair), expected)
+
+
+# ---------------------------------------------------------------------------------------------------------------- words
+
+
+def test_words_count_by_their_emphasis_and_as_often_as_they_stand_there():
+    embedded = torch.tensor([[3.0, 4.0], [0.0, -7.0], [2.0, 0.0]])
+    emphasis, directions = torch.tensor([0.5, 0.0]), torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]])
+    words = F.rms_norm(embedded, (2,))
+    one, _, three = (float((0.5 * word[0]).exp()) for word in words)
+    summed = torch.stack([2 * one * words[0] + three * words[2], words[1], torch.zeros(2)]) @ directions
+    counts = torch.tensor([[2.0, 0, 1], [0, 1, 0], [0, 0, 0]])
+    found = vectors_of(embedded, directions, emphasis, counts)
+    torch.testing.assert_close(found, F.normalize(summed, dim=-1))
+    assert torch.equal(found[2], torch.zeros(3))
+
+
+def test_no_word_counts_without_end():
+    embedded = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    found = vectors_of(embedded, torch.eye(2), torch.tensor([1e9, -1e9]), torch.ones(1, 2))
+    torch.testing.assert_close(found, F.normalize(torch.tensor([[1.0, 6.1e-6]]), dim=-1), rtol=0, atol=1e-6)
+
+
+def test_a_score_of_words_is_the_cosine_in_tenths_less_what_the_nearest_references_have():
+    """Cosine 0.6; the nearest have 0.6 and 0.8 with the prompt, in equal parts."""
+    relations = hand_made()
+    assert not relations.is_of_words
+    relations.emphasis = torch.zeros(3)
+    assert relations.is_of_words
+    score = relations.score(unit(1.0, 0.0)[None], unit(0.6, 0.8)[None])
+    torch.testing.assert_close(score, torch.tensor([[TENTHS * (0.6 - BACKGROUND * 0.7)]]), rtol=1e-2, atol=1e-2)
+
+
+def test_what_is_kept_of_learning():
+    empty, learned = Relations(), of_words()
+    assert (empty.is_fitted, learned.is_fitted) == (False, True)
+    assert learned.directions.shape == (WIDTH, 48)
+    assert learned.cohort.shape == (50, 48)
+    torch.testing.assert_close(
+        learned.cohort.float(), learned.embed_words(features(50, 4), torch.eye(50)), rtol=0, atol=1e-2
+    )
+
+
+@pytest.mark.parametrize("name", ["keys", "mean", "emphasis"])
+def test_tensors_that_do_not_go_together_are_refused(name):
+    state = {f"relations.{name}": tensor for name, tensor in of_words().named_buffers()}
+    check_sizes("", state)
+    with pytest.raises(ValueError, match="damaged"):
+        check_sizes("", state | {f"relations.{name}": torch.zeros(7)})
 
 
 # ----------------------------------------------------------------------------------------------------------------- keys
 
 
 def with_keys() -> Relations:
-    relations = fitted(range(10))
+    relations = of_words()
     relations.thresholds.fill_(1.5)
-    embedded = relations.embed(synthetic(range(1)).features)
-    relations.add([2, 3, 7], embedded[:3])
+    relations.add([2, 3, 7], relations.embed(features(3, 2)))
     return relations
 
 

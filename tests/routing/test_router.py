@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from anchored import bank, prompt, subject
 from lemoe_hf.routing.anchors import Anchor
 from lemoe_hf.routing.relations import Relations, features_of, words_of
-from lemoe_hf.routing.router import Asking, Router, mean_of_words, score, waiting, words_beside
+from lemoe_hf.routing.router import Asking, Router, counted, mean_of_words, score, waiting, words_beside
 from lemoe_hf.routing.targets import Targets
 from lemoe_hf.routing.text import Text
 from worded import vocabulary_of
@@ -290,7 +290,7 @@ def test_a_score_is_of_the_words_of_the_sentence_and_the_hidden_states_where_it_
     ]
     generator = torch.Generator().manual_seed(2)
     hidden = [torch.randn(2, WIDTH, generator=generator) for _ in range(2)]
-    score(relations, askings, hidden, lambda ids: EMBEDDING[ids])
+    score(router, askings, hidden, lambda ids: EMBEDDING[ids])
     spoken = {(0, 0): [30, 31, *OTHER, MARK], (0, 1): [30, *NAME, 31, MARK], (1, 1): [32, MARK]}
     for row, asking in enumerate(askings):
         (question,) = asking.questions
@@ -301,6 +301,55 @@ def test_a_score_is_of_the_words_of_the_sentence_and_the_hidden_states_where_it_
             vector = F.normalize(features @ relations.directions.float(), dim=-1)
             key = relations.keys[option.edit].float()
             torch.testing.assert_close(torch.tensor(found), relations.score(key[None], vector[None])[0, 0])
+
+
+def of_words(keys: dict[int, torch.Tensor]) -> Relations:
+    draw = torch.Generator().manual_seed(3)
+    relations = Relations()
+    directions = torch.randn(WIDTH, Relations.num_directions, generator=draw)
+    relations.learn(directions, torch.randn(WIDTH, generator=draw), torch.eye(40), EMBEDDING[:40])
+    relations.add(list(keys), torch.stack(list(keys.values())))
+    return relations
+
+
+def test_a_score_of_words_is_of_those_of_the_sentence_alone():
+    relations = of_words({0: unit(1.0), 1: unit(0.6, 0.8)})
+    askings = [
+        asking_of(router_of(relations=relations), [30, *NAME, 31, *OTHER, 31, MARK], ends=(7,), prompt=8),
+        asking_of(router_of(relations=relations), [99, STOP, *OTHER, MARK], ends=(4,), prompt=5),
+    ]
+    score(router_of(relations=relations), askings, [], lambda ids: EMBEDDING[ids])
+    spoken = {(0, 0): [30, 31, *OTHER, 31, MARK], (0, 1): [30, *NAME, 31, 31, MARK], (1, 1): [MARK]}
+    for row, asking in enumerate(askings):
+        (question,) = asking.questions
+        for option, found in zip(question.options, question.scores, strict=True):
+            words = spoken[row, option.edit]
+            vector = relations.embed_words(EMBEDDING[words], torch.ones(1, len(words)))
+            key = relations.keys[option.edit].float()
+            torch.testing.assert_close(torch.tensor(found), relations.score(key[None], vector)[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("words", "tells"),
+    [([31, 32], False), ([80, 31], True), ([31, 81, 82], True), ([81, 31, 82], False), ([51], False)],
+)
+def test_a_question_that_tells_the_target_does_not_ask_for_it(words, tells):
+    """Unless the edit's own prompt tells it as well."""
+    targets = Targets()
+    targets.add([(0, (80,)), (0, (81, 82)), (0, (51,)), (1, (31,))])
+    relations = of_words({0: unit(1.0)})
+    router = Router(bank(*ANCHORS), targets, WORDS, relations)
+    asking = asking_of(router, [30, *NAME, *words, MARK], ends=(len(words) + 3,), prompt=len(words) + 4)
+    score(router, [asking], [], lambda ids: EMBEDDING[ids])
+    assert (asking.questions[0].scores == [-torch.inf]) is tells
+
+
+def test_tokens_are_counted_in_each_list():
+    embedded, counts = counted([[30, 31, 30], [], [40, 30]], lambda ids: EMBEDDING[ids])
+    assert torch.equal(embedded, EMBEDDING[[30, 31, 40]])
+    assert counts.tolist() == [[2, 1, 0], [0, 0, 0], [1, 0, 1]]
+    embedded, counts = counted([[]], lambda ids: EMBEDDING[ids])
+    assert (embedded.shape, counts.shape) == ((0, WIDTH), (1, 0))
 
 
 def test_words_are_averaged_of_each_list_by_itself():

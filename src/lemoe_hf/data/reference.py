@@ -14,6 +14,14 @@ from importlib.resources import files
 from typing import NamedTuple
 
 
+# Every relation is asked for by its name as well.
+PLAIN = (
+    "Can you tell me the name of the {relation} of {{}}?",
+    "The {relation}, in the case of {{}}, is",
+    "As for {{}}, the name of the {relation} is",
+)
+
+
 class RelationPrompt(NamedTuple):
     """Index of the relation that a prompt asks for, index of its subject's kind, the subject, and the text."""
 
@@ -37,12 +45,13 @@ def unrelated_sentences() -> tuple[str, ...]:
 
 @cache
 def reference_relations() -> tuple[RelationPrompt, ...]:
-    """About six thousand prompts."""
+    """About nine thousand prompts."""
     names = {entry["kind"]: entry["names"] for entry in map(json.loads, _lines("subjects.jsonl"))}
     kinds, prompts = sorted(names), []
     for relation, entry in enumerate(map(json.loads, _lines("relations.jsonl"))):
         of_kind = names[entry["kind"]]
-        for i, prompt in enumerate(entry["prompts"]):
+        plain = [form.format(relation=entry["relation"]) for form in PLAIN]
+        for i, prompt in enumerate(dict.fromkeys([*entry["prompts"], *plain])):
             subject = of_kind[(7 * relation + i) % len(of_kind)]
             text = prompt.replace("{}", subject)
             prompts.append(RelationPrompt(relation, kinds.index(entry["kind"]), subject, text))

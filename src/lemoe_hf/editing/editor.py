@@ -105,8 +105,7 @@ class LifelongEditor(EditedModel):
         """
         Measure what edits need to know of the base model; the first edit does it, unless it was done before.
 
-        Telling relations apart takes one pass over six thousand short prompts, for the first adapter of a base model
-        (see `fit_relations`), which is minutes on a CPU even for a small model.
+        Telling relations apart is learned for the first adapter of a base model (see `fit_relations`), in some seconds.
         """
         if self._calibration is None:
             self._calibration = Calibration(self.tokenizer)

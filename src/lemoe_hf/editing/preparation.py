@@ -34,7 +34,7 @@ def prepare(procedure: Procedure) -> None:
             learn_vocabulary(lead.changed("vocabulary", name), tokenizer)
         if relations is not None and not relations.is_fitted:
             relations = lead.changed("relations", name)
-            fit_relations(relations, lead.vocabulary(name), root, context, name, tokenizer)
+            fit_relations(relations, lead.vocabulary(name), root, tokenizer)
 
 
 def relations_of(procedure: Procedure) -> Relations | None:

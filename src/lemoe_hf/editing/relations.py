@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from transformers.utils import logging
 
 from ..data.reference import reference_relations
 from ..routing.context import RoutingContext
-from ..routing.relations import TURNED_AWAY, LabelledPrompts, Relations, features_of, words_of
-from ..routing.router import words_beside
+from ..routing.relations import Relations, features_of, words_of
+from ..routing.router import counted, words_beside
 from ..routing.text import Text
 from ..routing.vocabulary import (
     CAPITAL,
@@ -36,11 +36,12 @@ from ..routing.vocabulary import (
 )
 from .hooks import recorded
 from .tokens import TokenizedEdit, columns, leading
+from .wordings import TURNED_AWAY, Wordings, fit
 
 
 logger = logging.get_logger(__name__)
 
-VERSION = 6  # of what is kept; to be raised with every change to how it comes about
+VERSION = 7  # of what is kept; to be raised with every change to how it comes about
 
 
 @torch.no_grad()
@@ -54,8 +55,8 @@ def prompt_features(
     pad: int,
 ) -> torch.Tensor:
     """
-    Features of shape `(n, f)` of `n` prompts, from the base model: of the words of each one's last sentence, without the
-    subject, and of its last token.
+    Features of shape `(n, f)` of `n` prompts, for adapters from before words alone were read: of the words of each one's last
+    sentence, without the subject, and of its last token in the base model.
 
     Args:
         root (`nn.Module`): The model, with its LEMoE layers.
@@ -66,17 +67,26 @@ def prompt_features(
         vocabulary ([`Vocabulary`]): What the tokens are.
         pad (`int`): The padding token.
     """
-    embedding = root.get_input_embeddings()
+    embedding, spoken = root.get_input_embeddings(), words_of_prompts(prompts, subjects, vocabulary)
     found: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
     for rows, ids, mask, hidden in recorded(root, context, context.taps[adapter_name], prompts, pad):
         row = torch.arange(len(rows), device=ids.device)
         end = mask.sum(1) - 1
         at_end = features_of([states[row, end + states.shape[1] - ids.shape[1]] for states in hidden])
         for i, features in zip(rows, at_end, strict=True):
-            spoken = words_beside(text_of(prompts[i], vocabulary), len(prompts[i]) - 1, subjects[i])
-            words = words_of(embedding(torch.tensor(spoken, dtype=torch.long, device=ids.device)))
-            found[i] = torch.cat([words.sum(0) / max(len(spoken), 1), features])
+            words = words_of(embedding(torch.tensor(spoken[i], dtype=torch.long, device=ids.device)))
+            found[i] = torch.cat([words.sum(0) / max(len(spoken[i]), 1), features])
     return torch.stack(found)
+
+
+def words_of_prompts(
+    prompts: Sequence[list[int]], subjects: Sequence[tuple[int, int]], vocabulary: Vocabulary
+) -> list[list[int]]:
+    """The tokens of each prompt's last sentence, without the subject."""
+    return [
+        words_beside(text_of(prompt, vocabulary), len(prompt) - 1, subject)
+        for prompt, subject in zip(prompts, subjects, strict=True)
+    ]
 
 
 def text_of(tokens: Sequence[int], vocabulary: Vocabulary) -> Text:
@@ -87,40 +97,27 @@ def text_of(tokens: Sequence[int], vocabulary: Vocabulary) -> Text:
 
 
 def fit_relations(
-    relations: Relations,
-    vocabulary: Vocabulary,
-    root: nn.Module,
-    context: RoutingContext,
-    adapter_name: str,
-    tokenizer: PreTrainedTokenizerBase,
+    relations: Relations, vocabulary: Vocabulary, root: nn.Module, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """
-    Fit on the package's own questions.
-
-    That takes a forward pass over six thousand short prompts, so that the outcome is kept in a file of the Hugging Face
-    cache (`HF_HOME`) for the next adapter of the same base model.
+    Fit on the package's own wordings, which takes seconds and no forward pass. The outcome is kept in a file of the Hugging
+    Face cache (`HF_HOME`) for the next adapter of the same base model.
     """
     labelled = reference_relations()
     prompts = [tokenizer(each.text)["input_ids"] for each in labelled]
-    path = Path(
-        constants.HF_HOME, "lemoe_hf", f"relations-{digest(root, context.taps[adapter_name], prompts)}.safetensors"
-    )
+    subjects = [
+        subject_columns(tokenizer, each.text, ids, each.subject) for each, ids in zip(labelled, prompts, strict=True)
+    ]
+    words = words_of_prompts(prompts, subjects, vocabulary)
+    labels = [(each.relation, each.kind, each.text.endswith("?")) for each in labelled]
+    wordings = Wordings.of(words, embed_by(root), *zip(*labels, strict=True))
+    path = Path(constants.HF_HOME, "lemoe_hf", f"relations-{digest(wordings)}.safetensors")
     if path.exists():
         for name, tensor in load_file(path).items():
             setattr(relations, name, tensor.to(relations.mean.device))
         return
-    device = root.get_input_embeddings().weight.device
-    relations.to(device)
-    subjects = [
-        subject_columns(tokenizer, each.text, ids, each.subject) for each, ids in zip(labelled, prompts, strict=True)
-    ]
-    features = prompt_features(root, context, adapter_name, prompts, subjects, vocabulary, tokenizer.pad_token_id)
-    labels = [
-        [each.relation for each in labelled],
-        [each.kind for each in labelled],
-        [each.text.endswith("?") for each in labelled],
-    ]
-    relations.fit(LabelledPrompts(features, *(torch.tensor(values, device=device) for values in labels)))
+    relations.to(wordings.embedded.device)
+    fit(relations, wordings)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
@@ -193,6 +190,9 @@ def relation_keys(
 ) -> torch.Tensor:
     """What edits are about, as unit vectors of shape `(e, k)`."""
     prompts, subjects = [item.prompt for item in items], [(item.first, item.last) for item in items]
+    if relations.is_of_words:
+        words = words_of_prompts(prompts, subjects, vocabulary)
+        return relations.embed_words(*counted(words, embed_by(root)))
     return relations.embed(prompt_features(root, context, adapter_name, prompts, subjects, vocabulary, pad))
 
 
@@ -204,10 +204,18 @@ def subject_columns(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int
     return lead + first, lead + last
 
 
-def digest(root: nn.Module, taps: list[nn.Module], prompts: list[list[int]]) -> str:
-    """Of all that decides the outcome: the prompts' tokens, and a sample of the weights below the last layer looked at."""
-    found = hashlib.sha256(repr((VERSION, TURNED_AWAY, prompts)).encode())
-    for module in (root.get_input_embeddings(), *taps):
-        weight = next(module.parameters()).detach().flatten()
-        found.update(str(weight.dtype).encode() + weight[:: len(weight) // 4096 + 1].float().cpu().numpy().tobytes())
+def embed_by(root: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The input embeddings of tokens in a model, wherever it is."""
+    embedding = root.get_input_embeddings()
+    device = next(embedding.parameters()).device
+    return lambda tokens: embedding(tokens.to(device)).detach()
+
+
+def digest(wordings: Wordings) -> str:
+    """Of all that decides the outcome."""
+    found = hashlib.sha256(repr((VERSION, TURNED_AWAY)).encode())
+    counts = wordings.counts.to_sparse()
+    labels = (wordings.relation, wordings.kind, wordings.is_question)
+    for tensor in (wordings.embedded, counts.indices(), counts.values(), *labels):
+        found.update(str(tensor.dtype).encode() + tensor.double().cpu().numpy().tobytes())
     return found.hexdigest()[:16]

@@ -15,8 +15,8 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from ..card import keep_metadata
+from ..routing.together import FILE as WEIGHTS
 from ..tuners.saved import digest_of_file
-from ..tuners.schema import FILE as WEIGHTS
 
 
 CONFIG, CARD, EDITS = "adapter_config.json", "README.md", "edits.jsonl"

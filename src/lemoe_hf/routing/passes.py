@@ -169,8 +169,7 @@ class Pass:
     def decide(self, embed: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Let the questions ask, once all hidden states are there."""
         device = self.recorded[-1].device
-        if self.router.relations is not None:
-            score(self.router.relations, self.askings, [states.to(device) for states in self.recorded], embed)
+        score(self.router, self.askings, [states.to(device) for states in self.recorded], embed)
         self.waits = False
 
     def acting(self) -> Places | None:

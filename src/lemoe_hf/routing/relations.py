@@ -1,15 +1,17 @@
 """Does a prompt ask of a subject what an edit is about, or something else?
 
 An edit of Lyon's twin city must leave alone where Lyon is. How alike two prompts are does not tell: hidden states of one
-subject are alike whatever is asked, and words differ from one phrasing to the next. But which directions of both tell
-relations apart can be learned, once for a base model, from questions that the package brings along: the same relation
-asked of many subjects in many words. What is said beside the subject's name, and what the model has made of it at the end
-of the question, each tell most of it; together they tell more.
+subject are alike whatever is asked, and words differ from one phrasing to the next. But what is said beside the subject's name
+tells, once it is known which words mean the same and how much each counts. That can be learned from the model's own input
+embeddings, once for a base model, from questions that the package brings along: the same relation asked in many words.
+
+Adapters from before look at hidden states as well. What is stored tells which of the two is meant: with an `emphasis` words
+alone are read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 import torch
 import torch.nn.functional as F
@@ -17,35 +19,18 @@ import torch.nn.functional as F
 from .frozen import Frozen
 
 
-# Depth of the layers whose FFN's input is looked at, as shares of the depth of the first bypass.
+# Depth of the layers whose FFN's input adapters from before look at, as shares of the depth of the first bypass. At the last
+# of them it is decided.
 TAPS = (1 / 2, 3 / 4, 1)
 # The mean of some ten words is that much smaller than one hidden state.
 WORDS = 2.0
-# Of a held-out relation's questions to one kind of subject, the share that the threshold turns away.
-TURNED_AWAY = 0.93
-RIDGE, FOLDS, NEIGHBOURS = 0.3, 3, 30
-
-
-@dataclass(frozen=True)
-class LabelledPrompts:
-    """
-    Prompts, and what they ask for.
-
-    Args:
-        features (`torch.Tensor` of shape `(n, f)`): From [`words_of`] and [`features_of`], side by side.
-        relation (`torch.Tensor` of shape `(n,)`): Index of what is asked for.
-        kind (`torch.Tensor` of shape `(n,)`): Index of the kind of subject it is asked of.
-        is_question (`torch.Tensor` of shape `(n,)`):
-            Whether it is a question rather than the beginning of a statement: the threshold is that of questions.
-    """
-
-    features: torch.Tensor
-    relation: torch.Tensor
-    kind: torch.Tensor
-    is_question: torch.Tensor
-
-    def __getitem__(self, rows: torch.Tensor) -> LabelledPrompts:
-        return LabelledPrompts(self.features[rows], self.relation[rows], self.kind[rows], self.is_question[rows])
+NEIGHBOURS = 30
+# How much of what a question has in common with the nearest reference wordings is taken off its score.
+BACKGROUND = 0.6
+# Of scores of words: they are told in tenths of a cosine, so that those that are nearly alike are some tenths apart.
+TENTHS = 10.0
+# Logarithm of how much more, or less, than an indifferent word one may count.
+LARGEST = 6.0
 
 
 def features_of(hidden: list[torch.Tensor]) -> torch.Tensor:
@@ -58,17 +43,34 @@ def words_of(embedded: torch.Tensor) -> torch.Tensor:
     return WORDS * F.rms_norm(embedded.float(), embedded.shape[-1:])
 
 
+def vectors_of(
+    embedded: torch.Tensor, directions: torch.Tensor, emphasis: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """
+    What wordings ask for, as unit vectors of shape `(n, k)`; 0 where nothing is said.
+
+    Args:
+        embedded (`torch.Tensor` of shape `(v, d)`): Input embeddings of tokens.
+        directions (`torch.Tensor` of shape `(d, k)`), emphasis (`torch.Tensor` of shape `(d,)`): As of [`Relations`].
+        counts (`torch.Tensor` of shape `(n, v)`): How often each token stands in each wording.
+    """
+    words = F.rms_norm(embedded.float(), embedded.shape[-1:])
+    weight = (words @ emphasis).clamp(-LARGEST, LARGEST).exp()
+    return F.normalize(counts @ (weight[:, None] * (words @ directions)), dim=-1)
+
+
 class Relations(Frozen):
     """
     What each edit is about, and whether a prompt asks for that.
 
-    Axes: `f` features, first those of words and then those of hidden states; `k` directions in which relations differ;
-    `n` reference prompts kept; `e` edits; `m` tokens.
+    Axes: `f` features, which are those of words, in adapters from before followed by those of hidden states; `k` directions in
+    which relations differ; `n` reference prompts kept; `e` edits; `m` tokens.
 
-    Buffers: `mean` (f), `directions` (f, k), `cohort` (n, k), `thresholds` (2, equal; they were of questions and of
-    statements, and loaders that go by the config alone expect two), `keys` (e, k), `edit` (e), `threshold` (e). In adapters
-    from before there was a [`Vocabulary`]: `marks` (m; the tokens that end a question), `stops` (those that end any sentence),
-    `continuing` (those with which a name goes on).
+    Buffers: `mean` (f; 0 for words alone), `directions` (f, k), `emphasis` (f; the logarithm of how much a word counts is the
+    product with its embedding), `cohort` (n, k), `thresholds` (2; of questions and of beginnings of statements), `keys`
+    (e, k), `edit` (e), `threshold` (e; of questions). In adapters from before: no `emphasis`, and in those without a
+    [`Vocabulary`] `marks` (m; the tokens that end a question), `stops` (those that end any sentence), `continuing` (those with
+    which a name goes on).
     """
 
     sizes = (
@@ -78,11 +80,13 @@ class Relations(Frozen):
         "num_relation_stops",
         "num_relation_continuing",
         "num_relation_keys",
+        "num_relation_emphasis",
     )
     num_directions = 48
 
     mean: torch.Tensor
     directions: torch.Tensor
+    emphasis: torch.Tensor
     cohort: torch.Tensor
     thresholds: torch.Tensor
     marks: torch.Tensor
@@ -100,10 +104,12 @@ class Relations(Frozen):
         num_stops: int = 0,
         num_continuing: int = 0,
         num_keys: int = 0,
+        num_emphasis: int = 0,
     ):
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("directions", torch.zeros(num_features, self.num_directions, dtype=torch.bfloat16))
+        self.register_buffer("emphasis", torch.zeros(num_emphasis))
         self.register_buffer("cohort", torch.zeros(num_prompts, self.num_directions, dtype=torch.bfloat16))
         self.register_buffer("thresholds", torch.zeros(2))
         self.register_buffer("marks", torch.zeros(num_marks, dtype=torch.int32))
@@ -120,48 +126,38 @@ class Relations(Frozen):
     def is_fitted(self) -> bool:
         return len(self.mean) > 0
 
-    # ------------------------------------------------------------------------------------------------------------ learning
+    @property
+    def is_of_words(self) -> bool:
+        """Whether words alone are read, rather than hidden states as well."""
+        return len(self.emphasis) > 0
 
-    def fit(self, prompts: LabelledPrompts, num_prompts: int = 4000) -> None:
+    def learn(
+        self, directions: torch.Tensor, emphasis: torch.Tensor, references: torch.Tensor, embedded: torch.Tensor
+    ) -> None:
         """
-        Learn in which directions relations differ, and from which score on two prompts ask for the same thing.
+        Take over what was learned.
 
-        Linear discriminant analysis (Fisher 1936): within-relation whitening, then the directions in which the means
-        of the relations differ most. Thresholds are set on relations that the directions were not learned from.
+        Args:
+            directions (`torch.Tensor` of shape `(d, k)`), emphasis (`torch.Tensor` of shape `(d,)`): As above.
+            references (`torch.Tensor` of shape `(n, v)`), embedded (`torch.Tensor` of shape `(v, d)`):
+                How often each token stands in each reference wording, and the tokens' embeddings.
         """
-        scores = []
-        order = torch.randperm(int(prompts.relation.max()) + 1, generator=torch.Generator().manual_seed(0))
-        for fold in range(FOLDS):
-            held_out = torch.isin(prompts.relation, order[fold::FOLDS].to(prompts.relation.device))
-            self._learn(prompts[~held_out], num_prompts)
-            tested = prompts[held_out]
-            embedded = self.embed(tested.features)
-            score = self.score(embedded, embedded)
-            others = (tested.kind[:, None] == tested.kind) & (tested.relation[:, None] != tested.relation)
-            scores.append(score[others & tested.is_question[:, None]])
-        ordered = torch.cat(scores).sort().values
-        self.thresholds.fill_(ordered[int(TURNED_AWAY * (len(ordered) - 1))] if len(ordered) else -torch.inf)
-        self._learn(prompts, num_prompts)
-
-    def _learn(self, prompts: LabelledPrompts, num_prompts: int) -> None:
-        relation = prompts.relation.unique(return_inverse=True)[1]
-        self.mean = prompts.features.mean(0)
-        x = prompts.features - self.mean
-        count = torch.bincount(relation)[:, None]
-        means = x.new_zeros(len(count), x.shape[1]).index_add(0, relation, x) / count
-        within = x - means[relation]
-        covariance = within.T @ within / len(within)
-        covariance.diagonal().add_(RIDGE * covariance.diagonal().mean() + 1e-6)
-        root = torch.linalg.cholesky(covariance)
-        whitened = torch.linalg.solve_triangular(root, means.T, upper=False)
-        directions = torch.linalg.svd(whitened, full_matrices=False)[0][:, : self.num_directions]
-        directions = torch.linalg.solve_triangular(root.T, directions, upper=True)
-        directions = F.pad(directions, (0, self.num_directions - directions.shape[1]))
-        self.directions = (directions / directions.abs().max()).bfloat16()
-        kept = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:num_prompts].to(x.device)
-        self.cohort = self.embed(prompts.features[kept]).bfloat16()
+        self.mean, self.emphasis = torch.zeros_like(emphasis), emphasis
+        self.directions = directions.bfloat16()
+        self.cohort = self.embed_words(embedded, references).bfloat16()
 
     # ------------------------------------------------------------------------------------------------------------- scoring
+
+    def embed_words(self, embedded: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Wordings as unit vectors of shape `(n, k)`, of tokens and counts as in [`vectors_of`]."""
+        home = self.mean.device
+        return vectors_of(embedded.to(home), self.directions.float(), self.emphasis, counts.to(home))
+
+    @property
+    def allowance(self) -> float:
+        """By how much the beginning of a statement is let through at a lower score than a question."""
+        low, high = self.thresholds.flip(0).tolist()
+        return high - low if self.is_of_words and math.isfinite(high - low) else 0.0
 
     def project(self, features: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Features from the `first` one on, of shape `(..., p)`, in the directions that tell: `(..., k)`."""
@@ -169,13 +165,16 @@ class Relations(Frozen):
         return (features.to(self.mean.device) - self.mean[part]) @ self.directions[part].float()
 
     def embed(self, features: torch.Tensor) -> torch.Tensor:
-        """Features of shape `(..., f)` as unit vectors of shape `(..., k)`."""
+        """Features of shape `(..., f)`, of words and hidden states, as unit vectors of shape `(..., k)`."""
         return F.normalize(self.project(features), dim=-1)
 
     def score(self, keys: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
         """How surely prompts ask for the same thing: each of `(p, k)` against each of `(q, k)`, as `(p, q)`."""
         cosine = keys @ asked.T
-        (key_mean, key_deviation), (mean, deviation) = map(self._nearest, (keys, asked))
+        mean, deviation = self._nearest(asked)
+        if self.is_of_words:
+            return TENTHS * (cosine - BACKGROUND * mean)
+        key_mean, key_deviation = self._nearest(keys)
         return ((cosine - key_mean[:, None]) / key_deviation[:, None] + (cosine - mean) / deviation) / 2
 
     def score_pairs(self, keys: torch.Tensor, asked: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
@@ -183,11 +182,15 @@ class Relations(Frozen):
         How surely prompts ask for what edits are about: keys of shape `(o, k)`, each against that of the prompts of shape
         `(p, k)` which `pair`, of shape `(o,)`, tells. Returns scores of shape `(o,)`.
 
-        The cosine, in standard deviations above what the nearest reference prompts have in common with each of the two
-        (adaptive symmetric normalisation, as in speaker recognition: Matejka et al., Interspeech 2017).
+        Of words it is the cosine in tenths, less a share of what the nearest reference wordings have in common with the
+        prompt. In adapters from before it is the cosine in standard deviations above what those have in common with each of
+        the two (adaptive symmetric normalisation, as in speaker recognition: Matejka et al., Interspeech 2017).
         """
         cosine = (keys * asked[pair]).sum(-1)
-        (key_mean, key_deviation), (mean, deviation) = map(self._nearest, (keys, asked))
+        mean, deviation = self._nearest(asked)
+        if self.is_of_words:
+            return TENTHS * (cosine - BACKGROUND * mean[pair])
+        key_mean, key_deviation = self._nearest(keys)
         return ((cosine - key_mean) / key_deviation + (cosine - mean[pair]) / deviation[pair]) / 2
 
     def _nearest(self, embedded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

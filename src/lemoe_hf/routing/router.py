@@ -163,7 +163,7 @@ def stands_in(word: list[int], prompt: Sequence[int]) -> bool:
 
 @torch.no_grad()
 def score(
-    relations: Relations,
+    router: Router,
     askings: Sequence[Asking],
     hidden: Sequence[torch.Tensor],
     embed: Callable[[torch.Tensor], torch.Tensor],
@@ -172,36 +172,67 @@ def score(
     Tell how surely questions ask for their options.
 
     Args:
-        relations ([`Relations`]): What edits are about.
+        router ([`Router`]): With its relations: what edits are about. Without them nothing is to be told.
         askings (`Sequence` of [`Asking`]): Texts, of whose questions some wait.
-        hidden (`Sequence` of `torch.Tensor`, each of shape `(n, d)`): What entered the layers that tell, at the columns of
-            those that are [`waiting`], in their order.
+        hidden (`Sequence` of `torch.Tensor`, each of shape `(n, d)`): What entered the layers that tell in adapters from
+            before words alone were read, at the columns of those that are [`waiting`], in their order.
         embed (`Callable`): Input embeddings of tokens.
     """
-    asked = waiting(askings)
+    asked, relations = waiting(askings), router.relations
+    if relations is None:
+        return
     pairs = [
         (row, text, question, match)
         for row, (text, question) in enumerate(asked)
         for match in {(option.name.first, option.name.last): option.name for option in question.options}.values()
     ]
     spoken = [words_beside(text, question.column, (name.first, name.last)) for _, text, question, name in pairs]
-    said = mean_of_words(relations, spoken, hidden[0].device, embed)
-    num_words = len(relations.mean) - sum(states.shape[-1] for states in hidden)
-    states = relations.project(features_of(list(hidden)), num_words)
-    rows = torch.tensor([row for row, *_ in pairs], device=states.device)
-    vectors = F.normalize(states[rows] + said, dim=-1)
+    if relations.is_of_words:
+        vectors = relations.embed_words(*counted(spoken, embed))
+    else:
+        said = mean_of_words(relations, spoken, hidden[0].device, embed)
+        num_words = len(relations.mean) - sum(states.shape[-1] for states in hidden)
+        states = relations.project(features_of(list(hidden)), num_words)
+        rows = torch.tensor([row for row, *_ in pairs], device=states.device)
+        vectors = F.normalize(states[rows] + said, dim=-1)
     of_pair = {(row, name.first, name.last): i for i, (row, _, _, name) in enumerate(pairs)}
     keyed = [
-        (of_pair[row, option.name.first, option.name.last], question, i, option.key)
+        (of_pair[row, option.name.first, option.name.last], question, i, option)
         for row, (_, question) in enumerate(asked)
         for i, option in enumerate(question.options)
         if option.key >= 0
     ]
-    keys = relations.keys[torch.tensor([key for *_, key in keyed], device=relations.keys.device)].float()
+    keys = relations.keys[torch.tensor([option.key for *_, option in keyed], device=relations.keys.device)].float()
     of_key = torch.tensor([pair for pair, *_ in keyed], device=keys.device)
-    found = relations.score_pairs(keys, vectors, of_key).tolist()
-    for (_, question, i, _), value in zip(keyed, found, strict=True):
-        question.scores[i] = value
+    found, allowance = relations.score_pairs(keys, vectors, of_key).tolist(), relations.allowance
+    for (pair, question, i, option), value in zip(keyed, found, strict=True):
+        _, text, *_ = pairs[pair]
+        question.scores[i] = value if text.kinds[question.column] & MARK else value + allowance
+        if relations.is_of_words and tells_target(router, spoken[pair], option.edit):
+            question.scores[i] = -math.inf
+
+
+def tells_target(router: Router, spoken: list[int], edit: int) -> bool:
+    """Whether words tell an edit's target, as its own prompt does not: is it that, who is it if not that?"""
+    prompts = router.anchors.prompts(edit)
+    told = [list(target) for target in router.targets.of(edit)]
+    return any(
+        stands_in(target, spoken) and not any(stands_in(target, prompt) for prompt in prompts) for target in told
+    )
+
+
+def counted(
+    words: Sequence[Sequence[int]], embed: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of shape `(v, d)` of all tokens in `n` lists, and how often each stands in each list, of shape `(n, v)`."""
+    tokens, place = torch.tensor([token for each in words for token in each], dtype=torch.long).unique(
+        return_inverse=True
+    )
+    embedded = embed(tokens)
+    owner = torch.tensor([row for row, each in enumerate(words) for _ in each], dtype=torch.long)
+    counts = torch.zeros(len(words), len(tokens))
+    counts.index_put_((owner, place), torch.ones(len(owner)), accumulate=True)
+    return embedded, counts.to(embedded.device)
 
 
 def mean_of_words(

@@ -91,7 +91,7 @@ class EditingConfig(PeftConfig):
             Let a prompt that names an edit's subject, and no longer name that begins with it, reach the edit only if it
             also asks for what the edit is about. `False` lets the edit answer whatever is asked about its subject.
         relation_threshold (`float`, *optional*):
-            Lowest score, in standard deviations, at which a prompt asks for what an edit is about. By default it is
+            Lowest score, in tenths of a cosine, at which a question asks for what an edit is about. By default it is
             calibrated once for a base model. Lower lets more phrasings through, and more of what the edit is not about.
 
     > State, written by the model and read when an adapter is loaded
@@ -99,7 +99,7 @@ class EditingConfig(PeftConfig):
     Args:
         num_anchors, num_anchor_tokens, num_ledger_bytes, num_targets, num_target_tokens, num_token_kinds, num_reply_tokens,
         num_relation_features, num_relation_prompts, num_relation_marks, num_relation_stops, num_relation_continuing,
-        num_relation_keys (`int`):
+        num_relation_keys, num_relation_emphasis (`int`):
             Sizes of what is stored of the edits.
         output_scale (`float`, *optional*):
             Mean absolute output of the bypassed module, measured before the first edit: the unit of `normalize`.
@@ -137,6 +137,7 @@ class EditingConfig(PeftConfig):
     num_relation_stops: int = 0
     num_relation_continuing: int = 0
     num_relation_keys: int = 0
+    num_relation_emphasis: int = 0
     output_scale: Optional[float] = None
     base_model_fingerprint: Optional[str] = None
     format_version: int = 0

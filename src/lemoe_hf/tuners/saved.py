@@ -10,8 +10,9 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from ..routing.together import FILE, RESTORE
 from .ledger import KEY, Bytes, lines_of, read_ledger
-from .schema import FILE, RESTORE, check, digest, parsed
+from .schema import check, digest, parsed
 
 
 if TYPE_CHECKING:

@@ -12,11 +12,10 @@ import torch
 
 from ..data.edit import Edit
 from ..routing.relations import Relations
+from ..routing.together import FILE, RESTORE, check_sizes, wrong
 from .stamp import DIGEST, SAMPLED, digest_of
 
 
-FILE = "adapter_model.safetensors"
-RESTORE = "Restore the file from a copy."
 LAST = 2**31 - 2  # the highest identifier of an edit: the next one must be a number of 32 bits, too
 VOCABULARY = 2**24  # more tokens than any vocabulary has: tables of that length are made
 KINDS = 2**9 - 1
@@ -50,6 +49,7 @@ SCHEMA = {
     "vocabulary.reply": TOKENS,
     "relations.mean": Rule(torch.float32),
     "relations.directions": VECTORS,
+    "relations.emphasis": Rule(torch.float32),
     "relations.cohort": VECTORS,
     "relations.thresholds": Rule(torch.float32, -torch.inf, torch.finfo(torch.float32).max, length=2),
     "relations.marks": LISTED,
@@ -66,14 +66,8 @@ SCHEMA = {
     "stamp.vocabulary": Rule(torch.uint8, length=DIGEST),
     "stamp.num_tokens": Rule(torch.int64, 0, 2**31 - 1, length=1),
 }
+OPTIONAL = {"relations.emphasis"}  # adapters from before it was kept do not have it
 ANY_NUMBER = {"stamp.weights"}  # what cannot be read of a base model is NaN
-# Tensors that go together, item by item.
-TOGETHER = (
-    tuple(f"anchors.{name}" for name in ("lengths", "edit", "expert", "start", "threshold", "is_prompt")),
-    ("targets.lengths", "targets.edit"),
-    ("relations.keys", "relations.edit", "relations.threshold"),
-    ("relations.mean", "relations.directions"),
-)
 
 
 class Method(Protocol):
@@ -86,10 +80,6 @@ class Method(Protocol):
     def check_weights(cls, tensors: Mapping[str, torch.Tensor]) -> None: ...
     @classmethod
     def num_experts(cls, tensors: Mapping[str, torch.Tensor]) -> int | None: ...
-
-
-def wrong(name: str, found: str) -> ValueError:
-    return ValueError(f"The adapter's weights ({FILE}) are damaged: {name} {found}. {RESTORE}")
 
 
 def check(method: type[Method], layers: Sequence[Mapping[str, torch.Tensor]]) -> bytes:
@@ -131,7 +121,8 @@ def check_names(prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Check that nothing of a part is missing, of the ledger and the anchors that belong to it in particular."""
     parts = {name.removeprefix(prefix).partition(".")[0] for name in tensors}
     parts |= {"anchors", "ledger"} if parts & {"anchors", "ledger"} else set()
-    missing = [name for name in SCHEMA if name.partition(".")[0] in parts and prefix + name not in tensors]
+    expected = [name for name in SCHEMA if name.partition(".")[0] in parts and name not in OPTIONAL]
+    missing = [name for name in expected if prefix + name not in tensors]
     if missing:
         raise wrong(prefix + missing[0], "is missing")
 
@@ -157,27 +148,6 @@ def check_tensor(name: str, tensor: torch.Tensor, rule: Rule | None) -> None:
     if not (allowed[0] <= low and high <= allowed[1]):  # NaN is neither
         raise wrong(
             name, f"holds numbers from {low:g} to {high:g}, and must have them from {allowed[0]:g} to {allowed[1]:g}"
-        )
-
-
-def check_sizes(prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Check that tensors which go together are as long as each other, and their tokens as their lengths tell."""
-    for names in TOGETHER:
-        sizes = {prefix + name: len(tensors[prefix + name]) for name in names if prefix + name in tensors}
-        if len(set(sizes.values())) > 1:
-            raise wrong(f"{prefix}{names[0].partition('.')[0]}", f"have unequal lengths, {sizes}")
-    for part in ("anchors", "targets"):
-        lengths = tensors.get(f"{prefix}{part}.lengths")
-        if lengths is not None and int(lengths.long().sum()) != len(tensors[f"{prefix}{part}.tokens"]):
-            found = f"has {len(tensors[f'{prefix}{part}.tokens'])} tokens, and its lengths tell of {int(lengths.long().sum())}"
-            raise wrong(f"{prefix}{part}.tokens", found)
-    starts = tensors.get(f"{prefix}anchors.start")
-    if starts is not None and not bool((starts < tensors[f"{prefix}anchors.lengths"]).all()):
-        raise wrong(f"{prefix}anchors.start", "lies behind the end of its anchor")
-    cohort = tensors.get(f"{prefix}relations.cohort")
-    if cohort is not None and len(tensors[f"{prefix}relations.mean"]) and len(cohort) < 2:
-        raise wrong(
-            f"{prefix}relations.cohort", f"has {len(cohort)} prompts to compare with, and must have two or more"
         )
 
 

@@ -18,6 +18,7 @@ from .stamp import Stamp
 
 # What adapters from before these were kept do not have, and are loaded without.
 LATER = ("targets", "vocabulary", "stamp")
+LATER_TENSORS = ("emphasis",)
 
 
 class Storing(Protocol):
@@ -68,7 +69,7 @@ def sizes_of(layer: Storing, adapter_name: str) -> dict[str, int]:
     }
     if relations is not None:
         tokens = (relations.marks, relations.stops, relations.continuing)
-        tensors = (relations.mean, relations.cohort, *tokens, relations.keys)
+        tensors = (relations.mean, relations.cohort, *tokens, relations.keys, relations.emphasis)
         sizes |= {name: len(tensor) for name, tensor in zip(Relations.sizes, tensors, strict=True)}
     return sizes | layer.sizes(adapter_name)
 
@@ -119,10 +120,11 @@ def completed(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Ten
     if not state_dict:  # of another method: `check` says so
         return state_dict
     missing = {}
-    for module, key, _, tensor in stored(layer, adapter_name):
+    for module, key, name, tensor in stored(layer, adapter_name):
         container = key.partition(".")[0]
         is_later = container.removeprefix(layer.prefix) in LATER
-        if is_later and not any(name.startswith(f"{container}.") for name in state_dict):
+        is_missing = is_later and not any(other.startswith(f"{container}.") for other in state_dict)
+        if is_missing or (name in LATER_TENSORS and key not in state_dict):
             shape = tensor.shape if isinstance(module, Stamp) else (0,)
             missing[key] = torch.zeros(shape, dtype=tensor.dtype)
     return state_dict | missing

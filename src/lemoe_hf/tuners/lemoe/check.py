@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..schema import wrong
+from ...routing.together import wrong
 
 
 def check_stacks(tensors: Mapping[str, torch.Tensor]) -> None:
