@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .routing.anchors import Anchors
+from .routing.names import Names
 from .routing.relations import TAPS, Relations
 from .routing.router import Router
 from .routing.targets import Targets
@@ -36,6 +37,10 @@ SIZES = {
     "num_target_tokens": ("targets", "tokens"),
     "num_token_kinds": ("vocabulary", "kinds"),
     "num_reply_tokens": ("vocabulary", "reply"),
+    "num_spelling_bytes": ("vocabulary", "spelling"),
+    "num_spelled_tokens": ("vocabulary", "spelling_lengths"),
+    "num_names": ("names", "lengths"),
+    "num_name_letters": ("names", "letters"),
     "num_relation_features": ("relations", "mean"),
     "num_relation_prompts": ("relations", "cohort"),
     "num_relation_marks": ("relations", "marks"),
@@ -96,7 +101,7 @@ class Adapter:
     Args:
         config (`dict`): Of the adapter, as it was saved; all that [`LEMoEConfig`] describes.
         banks (`dict` of `str` to [`Bank`]): The experts, by the name of the module of the base model that they are beside.
-        anchors ([`Anchors`]), targets ([`Targets`]), vocabulary ([`Vocabulary`]), relations ([`Relations`], *optional*):
+        anchors ([`Anchors`]), names ([`Names`]), targets ([`Targets`]), vocabulary ([`Vocabulary`]), relations ([`Relations`], *optional*):
             How a text finds them.
         ledger (`list[dict]`): The edits, oldest first.
 
@@ -108,6 +113,7 @@ class Adapter:
     config: dict[str, Any]
     banks: dict[str, Bank]
     anchors: Anchors
+    names: Names
     targets: Targets
     vocabulary: Vocabulary
     relations: Relations | None
@@ -127,7 +133,8 @@ class Adapter:
                 f"cannot do without the model. Load it by `PeftModel.from_pretrained`."
             )
         thresholds = self.config["threshold"], self.config["relation_threshold"]
-        return Router(self.anchors, self.targets, self.vocabulary, self.relations, *thresholds)
+        near = self.config.get("fuzzy", True)
+        return Router(self.anchors, self.targets, self.vocabulary, self.relations, *thresholds, self.names, near)
 
     @property
     def taps(self) -> list[int]:
@@ -162,11 +169,12 @@ class Adapter:
         check_sizes(config, lead)
         for parts in modules.values():
             check_sizes({name: config[name] for name in ("num_experts", "num_open_experts")}, parts)
-        anchors, targets, vocabulary = Anchors(), Targets(), Vocabulary()
+        anchors, names, targets, vocabulary = Anchors(), Names(), Targets(), Vocabulary()
         fill(anchors, lead["anchors"])
-        for module, part in ((targets, "targets"), (vocabulary, "vocabulary")):
+        for module, part in ((names, "names"), (targets, "targets"), (vocabulary, "vocabulary")):
             if part in lead:  # adapters from before these were kept have none
-                fill(module, lead[part])
+                empty = {name: tensor for name, tensor in module.named_buffers() if part == "vocabulary"}
+                fill(module, empty | lead[part])  # nor one that did not know yet how tokens are spelled
         relations = None
         if config["relation_gate"] and config["routing"] == "nearest_anchor":
             relations = Relations()
@@ -176,7 +184,7 @@ class Adapter:
         banks = {name: bank_of(config, parts, anchors) for name, parts in modules.items()}
         text = lead["ledger"]["bytes"].numpy().tobytes().decode()
         ledger = [json.loads(line) for line in text.split("\n") if line]
-        return cls(config, banks, anchors, targets, vocabulary, relations, ledger)
+        return cls(config, banks, anchors, names, targets, vocabulary, relations, ledger)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -230,15 +238,14 @@ def check_sizes(config: dict[str, Any], parts: Parts) -> None:
                 raise ValueError(f"the config tells `{size}={config[size]}`, and lemoe_{part}.{name} holds {found}")
 
 
-def fill(module: Anchors | Targets | Vocabulary | Relations, tensors: dict[str, torch.Tensor]) -> None:
+def fill(module: Anchors | Names | Targets | Vocabulary | Relations, tensors: dict[str, torch.Tensor]) -> None:
     """Give a module that holds nothing what was saved of it."""
     for name, empty in module.named_buffers():
         saved = tensors[name]
         if saved.dim() != empty.dim() or saved.shape[1:] != empty.shape[1:]:
             raise ValueError(f"{type(module).__name__}.{name} has the shape {tuple(saved.shape)}")
         setattr(module, name, saved.to(empty.dtype))
-    if not isinstance(module, Vocabulary):
-        module.check(tensors)
+    module.check(tensors)
 
 
 def bank_of(config: dict[str, Any], parts: Parts, anchors: Anchors) -> Bank:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.edit import Edit
 from ..generation import evaluating
 from ..routing.anchors import Anchor
+from ..routing.name_index import Name
 from .arguments import EditingArguments
 from .edited import EditedModel
 from .explanation import Explanation, explain
@@ -23,6 +24,7 @@ from .procedure import Group
 from .push import push_model
 from .result import EditResult
 from .save import save_adapter
+from .spelling import Naming
 from .tokens import Calibration
 from .training import EditingError
 
@@ -67,6 +69,7 @@ class LifelongEditor(EditedModel):
         self.arguments = arguments or procedure.default_arguments(self.config)
         self._procedure = procedure(self, self.arguments)
         self._calibration: Calibration | None = None
+        self._naming: Naming | None = None
 
     # --------------------------------------------------------------------------------------------------------- editing
 
@@ -100,13 +103,13 @@ class LifelongEditor(EditedModel):
         (see `fit_relations`), which is minutes on a CPU even for a small model.
         """
         if self._calibration is None:
-            self._calibration = Calibration(self.tokenizer)
+            self._calibration, self._naming = Calibration(self.tokenizer), Naming()
         prepare(self._procedure)
 
     def _make(self, group: Group) -> list[dict]:
         """Train and commit a group."""
-        anchors, entries = self._to_store(group)
-        by_subject = sorted({anchor.edit for anchor in anchors if not anchor.is_prompt})
+        anchors, names, entries = self._to_store(group)
+        by_subject = sorted({found.edit for found in (*anchors, *names) if not found.is_prompt})
         about = [item for entry, item in zip(entries, group.items, strict=True) if entry["id"] in by_subject]
         with self._procedure.making():
             keys = keys_of(self._procedure, about)
@@ -122,6 +125,7 @@ class LifelongEditor(EditedModel):
                 message = f"{error} Nothing of this batch was kept. Edits: {failed}."
                 raise EditingError(message, error.experts) from None
             self._procedure.commit(group, anchors, entries, targets)
+            self._lead.name(self.adapter_name, names)
             if keys is not None:
                 self._lead.remember(self.adapter_name, by_subject, keys)
         return [
@@ -129,14 +133,20 @@ class LifelongEditor(EditedModel):
             for entry, loss, steps in zip(entries, outcome.losses, outcome.steps, strict=True)
         ]
 
-    def _to_store(self, group: Group) -> tuple[list[Anchor], list[dict]]:
-        """Anchors and ledger entries of edits that are about to be made."""
-        first_id, anchors, entries = self._lead.anchors(self.adapter_name).next_edit(), [], []
+    def _to_store(self, group: Group) -> tuple[list[Anchor], list[Name], list[dict]]:
+        """Anchors, names and ledger entries of edits that are about to be made."""
+        lead = self._lead
+        first_id, anchors, names, entries = lead.anchors(self.adapter_name).next_edit(), [], [], []
+        spells = self.config.finds_names and lead.vocabulary(self.adapter_name).is_spelled
         made = zip(group.edits, group.items, self._procedure.experts_of(group), strict=True)
         for edit_id, (edit, item, expert) in enumerate(made, first_id):
             entries.append({"id": edit_id, "expert": expert, "edit": edit.to_dict()})
-            anchors += self._calibration.anchors(item, edit_id, expert)
-        return anchors, entries
+            found = self._calibration.anchors(item, edit_id, expert)
+            if spells:  # then only the prompt is looked for by its tokens
+                found = [anchor for anchor in found if anchor.is_prompt]
+                names += self._naming.names(edit, edit_id)
+            anchors += found
+        return anchors, names, entries
 
     # ------------------------------------------------------------------------------------------------ looking and undo
 

@@ -9,6 +9,7 @@ import torch
 
 from ..generation import evaluating, pad_right
 from ..routing.anchors import Match
+from ..routing.spelled import written
 from ..routing.text import Question, Text
 from .edited import EditedModel
 
@@ -23,9 +24,11 @@ class Explanation:
         entry (`dict`, *optional*): The ledger's entry of the edit that answers; `None` where the base model does, or
             an expert that a router has chosen for a prompt of no edit of its own.
         expert (`int`, *optional*): The expert that answers; `None` where the base model does.
-        score (`float`): Share of the best anchor's tokens found in a row.
+        score (`float`): Share of the name's letters that are right; of an anchor's tokens that were found in a row.
         threshold (`float`, *optional*): Share at which that anchor is found; `None` where no anchor comes near.
         matched (`str`): The part of the prompt that was recognised.
+        name (`str`, *optional*): The name of the edit that it was recognised as, where that is spelled otherwise: an alias, or a
+            name with a letter wrong.
         relation_score (`float`, *optional*):
             How surely the prompt asks for what the edit is about, in standard deviations; `None` where that was not
             looked at, since the prompt is the edit's own, the config does not ask for it, or the subject begins a longer
@@ -41,18 +44,19 @@ class Explanation:
     matched: str
     relation_score: float | None = None
     relation_threshold: float | None = None
+    name: str | None = None
 
     @property
     def deferred(self) -> bool:
         return self.expert is None
 
     def __str__(self) -> str:
-        asks = ""
+        asks, called = "", f" ({self.name!r})" if self.name else ""
         if self.relation_score is not None:
             asks = f"asks for what it is about by {self.relation_score:.1f}, threshold {self.relation_threshold:.1f}"
         if self.deferred and self.matched:
-            why = f"the prompt {asks}" if asks else "begins a longer name here"
-            return f"{self.prompt!r}: the base model answers ({self.matched!r} was edited, but {why})."
+            why = f"the prompt {asks}" if asks else "is part of a longer name here"
+            return f"{self.prompt!r}: the base model answers ({self.matched!r}{called} was edited, but {why})."
         if self.deferred:
             near = (
                 "nothing like it was edited"
@@ -66,7 +70,7 @@ class Explanation:
         what = f"{edit['prompt']!r} -> {edit['target_new']!r}" if edit else "its texts were not shared"
         return (
             f"{self.prompt!r}: edit {self.entry['id']} answers ({what}), expert "
-            f"{self.expert}, for {self.matched!r}: score {self.score:.2f}, threshold {self.threshold:.2f}"
+            f"{self.expert}, for {self.matched!r}{called}: score {self.score:.2f}, threshold {self.threshold:.2f}"
             + (f"; {asks}." if asks else ".")
         )
 
@@ -95,6 +99,7 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
             if known is None or score - option.threshold > known[1] - known[2]:
                 asked[option.edit] = (option.name, score, option.threshold)
     found = text.found or anchors.find(torch.tensor([ids]), config.threshold)[0]
+    found = found + [each.own for each in questions if each.own is not None]
     matches = [match for match in found if match.expert == expert]
     if not matches and asked:  # of those that are not asked for, the one that comes nearest
         nearest = max(asked, key=lambda edit: asked[edit][1] - asked[edit][2])
@@ -114,7 +119,17 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
     relation = (None, None)
     if match.edit in asked and not match.is_prompt and asked[match.edit][2] > -torch.inf:
         relation = asked[match.edit][1:]
-    return Explanation(prompt, entry, expert, match.score, threshold, words, *relation)
+    name = name_of(editor, match, words)
+    return Explanation(prompt, entry, expert, match.score, threshold, words, *relation, name)
+
+
+def name_of(editor: EditedModel, match: Match, words: str) -> str | None:
+    """The name of an edit that was found letter by letter, as its ledger has it, if that is written otherwise."""
+    if not match.name or written(words) == match.name:
+        return None
+    edit = next((entry.get("edit") for entry in editor.edits() if entry["id"] == match.edit), None)
+    told = [*(edit or {}).get("aliases", ()), (edit or {}).get("subject", "")]
+    return next((text for text in told if written(text) == match.name), match.name)
 
 
 @torch.no_grad()

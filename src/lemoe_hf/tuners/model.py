@@ -271,6 +271,7 @@ class EditingModel(BaseTuner):
         entries.remove(removed)
         with lead.changing(name):
             lead.changed("anchors", name).remove(edit)
+            lead.changed("names", name).remove(edit)
             lead.changed("targets", name).remove(edit)
             if lead.relations(name) is not None:
                 lead.changed("relations", name).remove(edit)

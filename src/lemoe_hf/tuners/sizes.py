@@ -9,15 +9,17 @@ import torch
 from torch import nn
 
 from ..routing.anchors import Anchors
+from ..routing.names import Names
 from ..routing.relations import Relations
 from ..routing.targets import Targets
+from ..routing.vocabulary import Vocabulary
 from .config import EditingConfig
 from .experts import Experts
 from .ledger import Bytes
 
 
 # What adapters from before these were kept do not have, and are loaded without.
-LATER = ("lemoe_targets", "lemoe_vocabulary")
+LATER = ("lemoe_targets", "lemoe_vocabulary", "lemoe_names")
 
 
 class Storing(Protocol):
@@ -30,6 +32,7 @@ class Storing(Protocol):
     def part(self, name: str, adapter_name: str) -> nn.Module: ...
     def leads(self, adapter_name: str) -> bool: ...
     def anchors(self, adapter_name: str) -> Anchors: ...
+    def names(self, adapter_name: str) -> Names: ...
     def targets(self, adapter_name: str) -> Targets: ...
     def relations(self, adapter_name: str) -> Relations | None: ...
     def ledger(self, adapter_name: str) -> Bytes: ...
@@ -49,7 +52,7 @@ def sizes_of(layer: Storing, adapter_name: str) -> dict[str, int]:
         layer.targets(adapter_name),
         layer.relations(adapter_name),
     )
-    vocabulary = layer.part("vocabulary", adapter_name)
+    names, vocabulary = layer.names(adapter_name), layer.part("vocabulary", adapter_name)
     sizes = {
         "num_anchors": len(anchors),
         "num_anchor_tokens": len(anchors.tokens),
@@ -58,6 +61,10 @@ def sizes_of(layer: Storing, adapter_name: str) -> dict[str, int]:
         "num_target_tokens": len(targets.tokens),
         "num_token_kinds": len(vocabulary.kinds),
         "num_reply_tokens": len(vocabulary.reply),
+        "num_spelling_bytes": len(vocabulary.spelling),
+        "num_spelled_tokens": len(vocabulary.spelling_lengths),
+        "num_names": len(names),
+        "num_name_letters": len(names.letters),
     }
     if relations is not None:
         tokens = (relations.marks, relations.stops, relations.continuing)
@@ -105,7 +112,7 @@ def check(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]
                 raise ValueError(
                     f"The adapter's weights are damaged: {container} has unequal numbers of experts, {sizes}."
                 )
-        if isinstance(module, (Anchors, Targets, Relations)):
+        if isinstance(module, (Anchors, Names, Targets, Vocabulary, Relations)):
             module.check(own)
 
 
