@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -165,11 +166,17 @@ def checked_aliases(edit: Edit) -> tuple[str, ...] | None:
             f"`aliases` are other names of the subject, and none is found in {edit.prompt!r}. Pass `subject` as well; the "
             f"aliases are {texts!r}."
         )
-    known, kept = {key_of(edit.prompt[slice(*span)]) if span else ""}, []
+    subject = key_of(edit.prompt[slice(*span)]) if span else ""
+    known, kept = {subject}, []
     for text in texts:
         reason = wrong_alias(text)
         if reason:
             raise ValueError(f"The alias {text!r} of the edit {edit.prompt!r} {reason}.")
+        if key_of(text) == subject:
+            warnings.warn(
+                f"The alias {text!r} of {edit.prompt!r} is its subject in another spelling, which finds it anyhow.",
+                stacklevel=4,
+            )
         if key_of(text) not in known:
             known.add(key_of(text))
             kept.append(text)

@@ -15,6 +15,7 @@ from ..data.edit import Edit
 from ..generation import evaluating
 from ..routing.anchors import Anchor
 from ..routing.name_index import Name
+from .aliases import add_alias, warn_of_others
 from .arguments import EditingArguments
 from .edited import EditedModel
 from .explanation import Explanation, explain
@@ -145,8 +146,21 @@ class LifelongEditor(EditedModel):
             if spells:  # then only the prompt is looked for by its tokens
                 found = [anchor for anchor in found if anchor.is_prompt]
                 names += self._naming.names(edit, edit_id)
+                warn_of_others(lead.names(self.adapter_name), edit, edit.aliases or ())
             anchors += found
         return anchors, names, entries
+
+    def add_alias(self, edit_id: int, alias: str) -> None:
+        """
+        Let an edit also be found by another name of its subject. Undoing the edit takes it back as well.
+
+        Raises:
+            KeyError: If there is no such edit.
+            ValueError: If the alias can be none (it has no letters, or is an everyday word), if the edit has no subject, or its
+                texts are not known, or if the adapter finds edits by tokens alone.
+        """
+        self.prepare()
+        add_alias(self, self._naming, edit_id, alias)
 
     # ------------------------------------------------------------------------------------------------ looking and undo
 
