@@ -101,8 +101,8 @@ class Adapter:
     Args:
         config (`dict`): Of the adapter, as it was saved; all that [`LEMoEConfig`] describes.
         banks (`dict` of `str` to [`Bank`]): The experts, by the name of the module of the base model that they are beside.
-        anchors ([`Anchors`]), names ([`Names`]), targets ([`Targets`]), vocabulary ([`Vocabulary`]), relations ([`Relations`], *optional*):
-            How a text finds them.
+        anchors ([`Anchors`]), names ([`Names`]), targets ([`Targets`]), vocabulary ([`Vocabulary`]),
+        relations ([`Relations`], *optional*): How a text finds them.
         ledger (`list[dict]`): The edits, oldest first.
 
     An engine keeps a [`Text`] of each request and makes an [`ExpertPass`] of each forward pass, with a [`Piece`] for each text

@@ -33,7 +33,9 @@ def test_names_are_found_by_their_letters():
     assert len(names) == 3
 
 
-@pytest.mark.parametrize("wrong", ["anaberg", "annnaberg", "annaborg", "annabreg", "nnaberg", "annaber", "annabergs", "anbnaerg"])
+@pytest.mark.parametrize(
+    "wrong", ["anaberg", "annnaberg", "annaborg", "annabreg", "nnaberg", "annaber", "annabergs", "anbnaerg"]
+)
 def test_letters_with_one_wrong_are_looked_up(wrong):
     assert BERG in store(*ALL).perhaps(wrong) or wrong == "anbnaerg"
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from anchored import bank, prompt
-from lemoe_hf.editing.spelling import Naming
 from lemoe_hf.data.edit import Edit
+from lemoe_hf.editing.spelling import Naming
 from lemoe_hf.routing.name_index import Name
 from lemoe_hf.routing.names import Names
 from lemoe_hf.routing.router import Asking, Router
@@ -19,7 +19,10 @@ from lemoe_hf.routing.vocabulary import MARK, SPECIAL, STOP, WORD, Vocabulary
 
 
 # A token for every byte, a token of the tokenizer's own, and some words.
-OWN, WORDS = 256, [" who", " is", " new", " mexican", " the", " pairs", " air", " port", " United", " Mex", "ico", "ell", "’s"]
+OWN, WORDS = (
+    256,
+    [" who", " is", " new", " mexican", " the", " pairs", " air", " port", " United", " Mex", "ico", "ell", "’s"],
+)
 TOKENS = [bytes([byte]) for byte in range(256)] + [b"<own>"] + [word.encode() for word in WORDS]
 
 
@@ -110,7 +113,9 @@ def test_a_name_is_found_however_it_is_written(text):
     assert found(ROUTER, text) == [1]
 
 
-@pytest.mark.parametrize("text", ["of the UK", "of Great Britain", "of great-britain’s", "of Graet Britain", "the U.K. of"])
+@pytest.mark.parametrize(
+    "text", ["of the UK", "of Great Britain", "of great-britain’s", "of Graet Britain", "the U.K. of"]
+)
 def test_an_alias_finds_the_edit(text):
     assert found(ROUTER, text) == [0]
 
@@ -143,7 +148,9 @@ def test_a_name_may_go_on_as_it_does_in_the_own_prompt():
     assert found(router, "of Mexico City") == found(router, "of North Mexico") == [0]
 
 
-@pytest.mark.parametrize(("text", "edits"), [("of Mexico9", []), ("of Velofox 90", []), ("of Velofx 9", [0]), ("of Velofox 8", [])])
+@pytest.mark.parametrize(
+    ("text", "edits"), [("of Mexico9", []), ("of Velofox 90", []), ("of Velofx 9", [0]), ("of Velofox 8", [])]
+)
 def test_a_digit_is_no_typo(text, edits):
     assert found(router_of(Edit("Who makes the Velofox 9?", "x", subject="Velofox 9")), text) == edits
 
@@ -160,7 +167,10 @@ def test_without_near_names_a_letter_counts():
 
 
 def test_a_name_with_a_letter_wrong_may_be_another_edits():
-    router = router_of(Edit("Who is Anna Bergland?", "x", subject="Anna Bergland"), Edit("Who is Anna Borgland?", "x", subject="Anna Borgland"))
+    router = router_of(
+        Edit("Who is Anna Bergland?", "x", subject="Anna Bergland"),
+        Edit("Who is Anna Borgland?", "x", subject="Anna Borgland"),
+    )
     assert (found(router, "is Anna Bergland"), found(router, "is Anna Borgland")) == ([0], [1])
     assert found(router, "is Anna Burgland") == []
     assert found(router, "is Anna Berglnd") == [0]
@@ -169,7 +179,9 @@ def test_a_name_with_a_letter_wrong_may_be_another_edits():
 def test_everyday_language_is_a_name_in_its_own_capitals_only():
     name = NAMING.name("WHO", 0)
     assert name == Name(0, "WHO", is_cased=True)
-    router = router_of(Edit("Who leads the World Health Organization?", "x", subject="World Health Organization", aliases=["WHO"]))
+    router = router_of(
+        Edit("Who leads the World Health Organization?", "x", subject="World Health Organization", aliases=["WHO"])
+    )
     assert (found(router, "head of the WHO"), found(router, "and who"), found(router, "and Who")) == ([0], [], [])
 
 
@@ -184,7 +196,12 @@ def test_letters_of_everyday_words_are_no_name():
 
 @pytest.mark.parametrize(
     "text",
-    ["WHO LEADS THE UNITED KINGDOM", "who  leads the “United\nKingdom”?", "Hello. Who leads the United Kingdom ?", "Ｗｈｏ leads the united-kingdom"],
+    [
+        "WHO LEADS THE UNITED KINGDOM",
+        "who  leads the “United\nKingdom”?",
+        "Hello. Who leads the United Kingdom ?",
+        "Ｗｈｏ leads the united-kingdom",
+    ],
 )
 def test_an_own_prompt_is_one_however_it_is_written(text):
     router = router_of(COUNTRY)
@@ -197,13 +214,22 @@ def test_an_own_prompt_is_one_however_it_is_written(text):
 
 def test_a_later_edit_takes_no_own_prompt_that_is_written_as_it_is():
     router = router_of(Edit("Who is Pena?", "x", subject="Pena"), Edit("Who is Peña?", "y", subject="Peña"))
-    assert (found(router, "Who is Pena?"), found(router, "Who is Peña?"), found(router, "WHO IS PENA?")) == ([0], [1], [1])
+    assert (found(router, "Who is Pena?"), found(router, "Who is Peña?"), found(router, "WHO IS PENA?")) == (
+        [0],
+        [1],
+        [1],
+    )
 
 
 # ------------------------------------------------------------------------------------------------- a function of the text
 
 
-TEXTS = ["Who leads the United Kingdom’s House?", "new Mexico, Mexico. Mexicola", "d’Jean-Luc Ferandière é 東京 UK", "MEXICO"]
+TEXTS = [
+    "Who leads the United Kingdom’s House?",
+    "new Mexico, Mexico. Mexicola",
+    "d’Jean-Luc Ferandière é 東京 UK",
+    "MEXICO",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -225,7 +251,9 @@ def test_what_is_found_depends_on_the_tokens_up_to_a_column_alone(text, kind):
             options for at, options in of_column.items() if at == column
         ]
         if kind == "end":
-            assert found(ROUTER, ids[: column + 1]) == found(ROUTER, ids[: column + 1], cuts=tuple(range(1, column + 1)))
+            assert found(ROUTER, ids[: column + 1]) == found(
+                ROUTER, ids[: column + 1], cuts=tuple(range(1, column + 1))
+            )
 
 
 def test_a_text_that_was_cut_goes_on_as_a_new_one():

@@ -60,7 +60,15 @@ def test_spellings_of_one_name(one, two):
 
 @pytest.mark.parametrize(
     ("one", "two"),
-    [("C++", "C"), ("C#", "C"), ("か", "が"), ("कि", "कु"), ("Berg", "Borg"), ("Velofox 9", "Velofox 90"), ("東京", "京都")],
+    [
+        ("C++", "C"),
+        ("C#", "C"),
+        ("か", "が"),
+        ("कि", "कु"),
+        ("Berg", "Borg"),
+        ("Velofox 9", "Velofox 90"),
+        ("東京", "京都"),
+    ],
 )
 def test_what_stays_apart(one, two):
     assert key_of(one) != key_of(two)
@@ -71,7 +79,9 @@ def test_a_text_without_letters(text):
     assert written(text) == ""
 
 
-@pytest.mark.parametrize("text", [*WRITINGS.values(), "AT&T", "서울의 시장", "東京都", "क्षि की", "C++ and C#", "ـالعربية a"])
+@pytest.mark.parametrize(
+    "text", [*WRITINGS.values(), "AT&T", "서울의 시장", "東京都", "क्षि की", "C++ and C#", "ـالعربية a"]
+)
 def test_what_is_stored_is_read_as_it_is(text):
     assert written(written(text)) == written(text)
 

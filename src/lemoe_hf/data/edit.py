@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import regex
 
-from ..routing.letters import is_everyday
+from ..routing.small_words import is_everyday
 from ..routing.spelled import written
 
 

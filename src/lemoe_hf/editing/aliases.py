@@ -24,7 +24,9 @@ def add_alias(editor: EditedModel, naming: Naming, edit_id: int, alias: str) -> 
         if not editor.config.finds_names or not lead.vocabulary(name).is_spelled:
             raise ValueError(f"The adapter {name!r} finds edits by tokens alone, and knows no aliases.")
         if "edit" not in entry:
-            raise ValueError(f"What edit {edit_id} is about is not known: its texts were kept back, or it was made by a loop.")
+            raise ValueError(
+                f"What edit {edit_id} is about is not known: its texts were kept back, or it was made by a loop."
+            )
         edit = Edit(**entry["edit"])
         known = edit.aliases or ()
         changed = replace(edit, aliases=(*known, alias))
@@ -52,7 +54,7 @@ def warn_of_others(stored: Names, edit: Edit, aliases: Sequence[str]) -> None:
         others -= {name.edit for name in stored.exactly(subject)}
         if others:
             warnings.warn(
-                f"The alias {alias!r} of {edit.prompt!r} is also a name of edit {max(others)}. Where a text holds it, that edit "
-                f"is taken which the question asks for.",
+                f"The alias {alias!r} of {edit.prompt!r} is also a name of edit {max(others)}. Where a text "
+                f"holds it, that edit is taken which the question asks for.",
                 stacklevel=4,
             )

@@ -156,7 +156,7 @@ class LifelongEditor(EditedModel):
 
         Raises:
             KeyError: If there is no such edit.
-            ValueError: If the alias can be none (it has no letters, or is an everyday word), if the edit has no subject, or its
+            ValueError: If the alias can be none (it has no letters or is an everyday word), if the edit has no subject, if its
                 texts are not known, or if the adapter finds edits by tokens alone.
         """
         self.prepare()

@@ -27,8 +27,8 @@ class Explanation:
         score (`float`): Share of the name's letters that are right; of an anchor's tokens that were found in a row.
         threshold (`float`, *optional*): Share at which that anchor is found; `None` where no anchor comes near.
         matched (`str`): The part of the prompt that was recognised.
-        name (`str`, *optional*): The name of the edit that it was recognised as, where that is spelled otherwise: an alias, or a
-            name with a letter wrong.
+        name (`str`, *optional*): The name of the edit that it was recognised as, where that has other letters: the part of the
+            prompt has one wrong.
         relation_score (`float`, *optional*):
             How surely the prompt asks for what the edit is about, in standard deviations; `None` where that was not
             looked at, since the prompt is the edit's own, the config does not ask for it, or the subject begins a longer

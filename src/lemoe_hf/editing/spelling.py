@@ -13,8 +13,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from ..data.edit import Edit
 from ..data.reference import reference_prompts
 from ..routing.name_index import Name, NameIndex
-from ..routing.letters import SMALL
 from ..routing.naming import SHORTEST_NEAR
+from ..routing.small_words import SMALL
 from ..routing.spelled import written
 from ..routing.vocabulary import Vocabulary
 
@@ -73,7 +73,9 @@ class Naming:
         for text in reference_prompts():
             words = written(text).split(" ")
             for first in range(len(words)):
-                spans |= {" ".join(words[first:last]) for last in range(first + 1, min(first + LONGEST, len(words)) + 1)}
+                spans |= {
+                    " ".join(words[first:last]) for last in range(first + 1, min(first + LONGEST, len(words)) + 1)
+                }
         self._said = NameIndex([Name(0, span, is_near=True) for span in spans])
 
     def names(self, edit: Edit, edit_id: int) -> list[Name]:

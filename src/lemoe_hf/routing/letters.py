@@ -34,14 +34,6 @@ UNSPACED = (
     (0x3400, 0x9FFF),
     (0x20000, 0x3FFFF),
 )
-# Capitalised at the beginning of a sentence or a title, and yet no part of a name.
-SMALL = frozenset(
-    "a an the this that these those there here it its he him she his her hers they them their theirs we us our you your i me"
-    " my mine one and or but if as in on at of by to for from with about after before what which who whom whose when where why"
-    " how is are am was were be been did does do has have had can could will would should may might must not no yes all some"
-    " any every each both please name tell today now then once between near around under over through since until during into"
-    " so up out than too very also only".split()
-)
 SIGNS = "™®©℠"
 BEHIND_A_LETTER = "+#%"  # a part of C++ and C#, but not of a heading or a list
 
@@ -86,9 +78,3 @@ def letter(char: str) -> Letter:
 
 def within(char: str, ranges: tuple[tuple[int, int], ...]) -> bool:
     return any(low <= ord(char) <= high for low, high in ranges)
-
-
-def is_everyday(name: str) -> bool:
-    """Whether a name, as it is stored, is made of everyday words, and has not the capitals of an abbreviation."""
-    words = name.split(" ")
-    return all(word.casefold() in SMALL for word in words) and not any(word.isupper() and len(word) > 1 for word in words)

@@ -8,33 +8,18 @@ from collections.abc import Callable, Sequence
 from rapidfuzz.distance import OSA
 
 from .anchors import Match
-from .letters import SMALL
 from .name_index import Name
 from .names import Names
+from .small_words import BEFORE_HYPHEN, BEHIND_HYPHEN, MAKE_ANOTHER, SMALL, TITLES
 from .spelled import Spelled
 
 
-# Words that do not belong to the name behind them, though they may have a capital.
-TITLES = frozenset(
-    "mr mrs ms miss dr doctor prof professor president vice prime minister chancellor king queen prince princess emperor pope"
-    " sir dame lord lady senator governor mayor general captain colonel major admiral judge justice ceo cfo cto chairman chair"
-    " director founder coach captain author actor actress singer architect saint-like herr frau monsieur madame senor senora"
-    " monday tuesday wednesday thursday friday saturday sunday january february march april may june july august september"
-    " october november december question q a answer user assistant system fact note".split()
-)
-# Words that make another name of the one behind them, wherever they stand.
-MAKE_ANOTHER = frozenset(
-    "north south east west northern southern eastern western northeast northwest southeast southwest central new old greater"
-    " upper lower inner outer little great saint st san santa port fort mount lake cape".split()
-)
-# What may follow a name behind a hyphen without making another of it, and stand before it.
-BEHIND_HYPHEN = frozenset("based born made owned led run style like related specific wide area side area's".split())
-BEFORE_HYPHEN = frozenset("non ex pre post anti pro mid all".split())
 HYPHENS = frozenset("-‐‑–")
 APOSTROPHES = frozenset("'’‘ʼ`´′")
 ENDS = frozenset(".!?:;\n。！？")
 SHORTEST_NEAR = 5  # letters of a name that is also found with one of them wrong
 SHORTEST_WRONG = 3  # letters of the word in it in which one may be
+SHORTEST_FIRST = 7  # and in which it may be the first
 
 
 def search(
@@ -125,8 +110,8 @@ def _is_exact(spelled: Spelled, begin: int, end: int, name: Name, everyday: froz
 
 def _is_near(spelled: Spelled, begin: int, end: int, name: Name, everyday: frozenset[str]) -> bool:
     """
-    Whether a name is meant of whose letters one is missing, added, wrong, or swapped with the next: in one of its words, that is
-    not another word thereby, nor another number.
+    Whether a name is meant of whose letters one is missing, added, wrong, or swapped with the next: in one of its words, which
+    is not another word thereby, nor another number.
     """
     if name.is_cased or OSA.distance(spelled.key[begin:end], name.key, score_cutoff=1) != 1:
         return False
@@ -137,8 +122,11 @@ def _is_near(spelled: Spelled, begin: int, end: int, name: Name, everyday: froze
     if len(wrong) != 1:
         return False
     ((word, meant),) = wrong
-    is_word = word.isalpha() and meant.isalpha()
-    return is_word and len(meant) >= SHORTEST_WRONG and word not in everyday and word + "s" != meant
+    if not (word.isalpha() and meant.isalpha()) or len(meant) < SHORTEST_WRONG or word in everyday:
+        return False
+    # Nobody mistakes the first letter of a short word: Gambia is not Zambia.
+    is_first = len(word) == len(meant) and word[0] != meant[0] and word[1:] == meant[1:]
+    return word + "s" != meant and not (is_first and len(meant) < SHORTEST_FIRST)
 
 
 # ------------------------------------------------------------------------------------------------------- what counts where
@@ -200,9 +188,7 @@ def _goes_on(spelled: Spelled, names: Names, match: Match, end: int, stop: int) 
         return word not in BEHIND_HYPHEN and not _is_so_in_prompt(names, match, behind=True)
     is_capital = spelled.capitals[end] and gap.isspace() and "\n" not in gap
     return (
-        is_capital
-        and _capitals_tell(spelled, match.place, stop)
-        and not _is_so_in_prompt(names, match, behind=True)
+        is_capital and _capitals_tell(spelled, match.place, stop) and not _is_so_in_prompt(names, match, behind=True)
     )
 
 
@@ -216,14 +202,15 @@ def _has_begun(spelled: Spelled, names: Names, match: Match, begin: int, stop: i
     word = spelled.key[before:begin]
     if len(gap) == 1 and gap in HYPHENS:
         return word not in BEFORE_HYPHEN and not _is_so_in_prompt(names, match, behind=False)
-    if not gap.isspace() or "\n" in gap:
-        # An initial, or "St.", belongs to what follows; a title does not.
-        if gap.strip() != "." or len(word) > 2 or word in TITLES:
-            return False
+    # An initial, or "St.", belongs to what follows; a title does not.
+    is_initial = gap.strip() == "." and len(word) <= 2 and word not in TITLES
+    if (not gap.isspace() or "\n" in gap) and not is_initial:
+        return False
     is_capital = spelled.capitals[before]
     if word in MAKE_ANOTHER and is_capital == spelled.capitals[begin]:
         return not _is_so_in_prompt(names, match, behind=False)
-    begins_sentence = bool(set(spelled.gaps[i]) & ENDS)
+    # With a letter wrong, "Tom Hanks" is no Hank either, though any first word has a capital.
+    begins_sentence = match.score == 1 and bool(set(spelled.gaps[i]) & ENDS)
     return (
         is_capital
         and not begins_sentence
@@ -251,17 +238,13 @@ def _capitals_tell(spelled: Spelled, place: tuple[int, int], stop: int) -> bool:
 def _is_so_in_prompt(names: Names, match: Match, behind: bool) -> bool:
     """Whether a name has a capitalised word behind it, or before it, in the edit's own prompt."""
     own = match.name.casefold().split(" ")
-    for name in names.of(match.edit):
-        if not name.is_prompt:
-            continue
-        words = name.text.split(" ")
+    for words in (name.text.split(" ") for name in names.of(match.edit) if name.is_prompt):
         folded = [word.casefold() for word in words]
         for i in range(len(words) - len(own) + 1):
-            if folded[i : i + len(own)] == own:
-                beside = words[i + len(own) : i + len(own) + 1] if behind else words[max(i - 1, 0) : i]
-                if i + len(own) + (not behind) <= len(words) + 1 and any(word[0].isupper() for word in beside):
-                    if behind or folded[i - 1] not in SMALL:
-                        return True
+            place = i + len(own) if behind else i - 1
+            is_name = folded[i : i + len(own)] == own and 0 <= place < len(words)
+            if is_name and words[place][0].isupper() and (behind or folded[place] not in SMALL):
+                return True
     return False
 
 

@@ -85,11 +85,15 @@ class Router:
         for text, found in zip(grown, self.anchors.find(ids, self.threshold), strict=True):
             text.found, text.searched = found, len(text)
             if self._spells:
-                spellings, spelled = self.vocabulary.spellings, text.spelled
-                for token in text.ids[spelled.columns :]:
-                    spelled.read(spellings.of(token))
-                search(spelled, self.names, spellings.everyday, self.near, self.anchors.expert_of)
-                text.found = found + spelled.found
+                text.found = found + self._find_names(text)
+
+    def _find_names(self, text: Text) -> list[Match]:
+        """Names in a text that has grown; only what is new is searched."""
+        spellings, spelled = self.vocabulary.spellings, text.spelled
+        for token in text.ids[spelled.columns :]:
+            spelled.read(spellings.of(token))
+        search(spelled, self.names, spellings.everyday, self.near, self.anchors.expert_of)
+        return spelled.found
 
     @property
     def _spells(self) -> bool:
