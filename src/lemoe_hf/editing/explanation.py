@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..data.edit import key_of
 from ..generation import evaluating, pad_right
 from ..routing.anchors import Match
-from ..routing.spelled import written
 from ..routing.text import Question, Text
 from .edited import EditedModel
 
@@ -105,7 +105,7 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
         nearest = max(asked, key=lambda edit: asked[edit][1] - asked[edit][2])
         matches = [match for match in found if match.edit == nearest]
     if not matches:
-        near = max(anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
+        near = max(found or anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
         if near is None:
             return Explanation(prompt, None, expert, 0.0, None, "")
         threshold = config.threshold or near.threshold
@@ -124,12 +124,12 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
 
 
 def name_of(editor: EditedModel, match: Match, words: str) -> str | None:
-    """The name of an edit that was found letter by letter, as its ledger has it, if that is written otherwise."""
-    if not match.name or written(words) == match.name:
+    """The name of an edit that was found with a letter wrong, as its ledger has it."""
+    if not match.name or key_of(words) == key_of(match.name):
         return None
     edit = next((entry.get("edit") for entry in editor.edits() if entry["id"] == match.edit), None)
     told = [*(edit or {}).get("aliases", ()), (edit or {}).get("subject", "")]
-    return next((text for text in told if written(text) == match.name), match.name)
+    return next((text for text in told if key_of(text) == key_of(match.name)), match.name)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import numpy as np
 import torch
@@ -82,6 +83,11 @@ class Naming:
         """Of an edit: its subject, its aliases, and its prompt."""
         span = edit.subject_span()
         texts = [] if span is None else [edit.prompt[slice(*span)]]
+        if texts and not written(texts[0]):
+            warnings.warn(
+                f"The subject {texts[0]!r} of {edit.prompt!r} has no letters: the edit is found by its whole prompt alone.",
+                stacklevel=4,
+            )
         found = [self.name(text, edit_id) for text in (*texts, *(edit.aliases or ()))]
         prompt = Name(edit_id, written(edit.prompt), is_prompt=True)
         return [name for name in found if name is not None] + ([prompt] if prompt.text else [])
