@@ -111,8 +111,8 @@ def answered(editor: LifelongEditor, prompts: Sequence[str], targets: Sequence[s
     tokens = [8] * len(prompts)
     texts = [text.strip().strip("\"'“”").lower() for text in editor.answers(prompts, tokens)]
     return [
-        bool(text) and (text.startswith(target.lower()) or target.lower().startswith(text))
-        for text, target in zip(texts, targets, strict=True)
+        bool(text) and (text.startswith(target) or target.startswith(text))
+        for text, target in zip(texts, [each.strip("\"'“”").lower() for each in targets], strict=True)
     ]
 
 

@@ -193,6 +193,7 @@ def inspect(adapter: Path, prompts: list[str], model: str | None, as_json: bool)
         entries = read_ledger(adapter / "adapter_model.safetensors")
         rows = [{"id": entry["id"], "expert": entry["expert"], **entry.get("edit", {})} for entry in entries]
         keys = ("id", "expert", "prompt", "target_new", "subject")
+        keys += ("aliases",) if any("aliases" in row for row in rows) else ()
         title = f"{len(rows)} edits in {config.num_experts} experts beside {', '.join(sorted(config.target_modules))}"
         show([{key: row.get(key, "") for key in keys} for row in rows], title, as_json)
 

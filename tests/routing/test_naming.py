@@ -35,7 +35,7 @@ def byte_vocabulary() -> Vocabulary:
     kinds[OWN] = SPECIAL | STOP
     vocabulary.kinds = torch.tensor(kinds, dtype=torch.int16)
     vocabulary.spelling = torch.tensor(list(b"".join(TOKENS)), dtype=torch.uint8)
-    vocabulary.spelling_lengths = torch.tensor([len(token) for token in TOKENS], dtype=torch.int32)
+    vocabulary.spelling_lengths = torch.tensor([len(token) for token in TOKENS], dtype=torch.int16)
     return vocabulary
 
 

@@ -31,7 +31,7 @@ def prepare(procedure: Procedure) -> None:
         relations = relations_of(procedure)
         if not lead.vocabulary(name).is_known:
             learn_vocabulary(lead.changed("vocabulary", name), tokenizer)
-        if not lead.vocabulary(name).is_spelled:
+        if procedure.config.finds_names and not lead.vocabulary(name).is_spelled:
             learn_spelling(lead.changed("vocabulary", name), tokenizer)
         if relations is not None and not relations.is_fitted:
             relations = lead.changed("relations", name)

@@ -29,7 +29,7 @@ def learn_spelling(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -
     found = spelling_of(tokenizer)[: len(vocabulary.kinds)]
     device = vocabulary.kinds.device
     vocabulary.spelling = torch.from_numpy(np.frombuffer(b"".join(found), dtype=np.uint8).copy()).to(device)
-    vocabulary.spelling_lengths = torch.tensor([len(each) for each in found], dtype=torch.int32, device=device)
+    vocabulary.spelling_lengths = torch.tensor([len(each) for each in found], dtype=torch.int16, device=device)
 
 
 def spelling_of(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:

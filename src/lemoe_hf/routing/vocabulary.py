@@ -42,7 +42,7 @@ class Vocabulary(Frozen):
         self.register_buffer("kinds", torch.zeros(num_kinds, dtype=torch.int16))
         self.register_buffer("reply", torch.zeros(num_reply, dtype=torch.int32))
         self.register_buffer("spelling", torch.zeros(num_bytes, dtype=torch.uint8))
-        self.register_buffer("spelling_lengths", torch.zeros(num_spelled, dtype=torch.int32))
+        self.register_buffer("spelling_lengths", torch.zeros(num_spelled, dtype=torch.int16))
         self._spellings: Spellings | None = None
         self._table: tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]] | None = None
 
