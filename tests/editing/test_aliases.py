@@ -110,9 +110,11 @@ def test_what_can_be_no_alias(editor, edit_id, alias, error, message):
 def test_a_name_that_it_has_already_is_told(editor):
     with pytest.warns(UserWarning, match="is found by 'B.L.C.' already"):
         editor.add_alias(1, "B.L.C.")
-    with pytest.warns(UserWarning, match="its subject in another spelling"):
-        with pytest.warns(UserWarning, match="is found by 'blue lantern company' already"):
-            editor.add_alias(1, "blue lantern company")
+    with (
+        pytest.warns(UserWarning, match="its subject in another spelling"),
+        pytest.warns(UserWarning, match="is found by 'blue lantern company' already"),
+    ):
+        editor.add_alias(1, "blue lantern company")
     assert editor.edits()[1]["edit"]["aliases"] == ["BLC", "Lantern & Sons"]
 
 
