@@ -1,5 +1,5 @@
 """
-Import lemoe_hf when PEFT is asked for its method, so that a program which has never heard of it can load an adapter.
+Import lemoe_hf when PEFT is asked for one of its methods, so that a program which has never heard of it can load an adapter.
 
 PEFT has no plug-in mechanism, so `lemoe_hf-autoload.pth` has every interpreter import this module. It must not import anything
 that Python has not imported by then, and it acts when it is imported: a virtual environment reads that file twice.
@@ -9,7 +9,7 @@ import os
 import sys
 
 
-METHOD = "LEMOE"
+METHODS = ("LEMOE", "MEMOE", "ELDER")
 TABLE = "PEFT_TYPE_TO_CONFIG_MAPPING"
 
 
@@ -17,7 +17,7 @@ class Methods(dict):
     """PEFT's table of methods, in which whoever loads an adapter looks up the method first."""
 
     def __missing__(self, name):
-        if name == METHOD:
+        if name in METHODS:
             import lemoe_hf  # noqa: F401
         if name not in self:
             raise KeyError(name)

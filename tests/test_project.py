@@ -26,8 +26,11 @@ ORDER = [
     "adapter",
     "tuners",
     "generation",
+    "moments",
     "editing",
     "evaluation",
+    "rank_one",
+    "diagnostics",
     "__init__",
     "cli",
 ]

@@ -33,3 +33,15 @@ def test_the_blocks_run_one_after_the_other(hub, tokenizer, tmp_path, monkeypatc
     assert "'Shmavon Shmavonyan is from which country?': edit 0 answers" in printed
     assert "'routed_prompt': 1.0" in printed
     assert "adapter_model.safetensors" in hub.files("anna/my-edits")
+
+
+def test_the_block_on_memoe_runs(tokenizer, tmp_path, monkeypatch, capsys):
+    learner().unload().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", (README.parent / "docs" / "memoe.md").read_text(), re.DOTALL)
+    space: dict = {}
+    exec(block.replace("models/SmolLM2-135M-Instruct", "base"), space)
+    assert "Odile Fanshaw" in capsys.readouterr().out
+    assert [entry["edit"]["target_new"] for entry in space["editor"].edits()] == ["Yemen"]
+    assert (tmp_path / "my-batch" / "adapter_model.safetensors").is_file()

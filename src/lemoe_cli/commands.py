@@ -17,15 +17,29 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from lemoe_hf import EditEvaluator, EditingError, LEMoEConfig, LifelongEditor, plan_order, read_edits
+from lemoe_hf import (
+    EditEvaluator,
+    EditingError,
+    ELDERConfig,
+    LEMoEConfig,
+    LifelongEditor,
+    MEMoEConfig,
+    plan_order,
+    read_edits,
+)
 from lemoe_hf.card import write_figures
 from lemoe_hf.editing.ordering import OrderBy
 from lemoe_hf.editing.parallel import processes
 from lemoe_hf.editing.push import push_folder
+from lemoe_hf.tuners.config import EditingConfig
 from lemoe_hf.tuners.ledger import read_ledger
 
 
+METHODS: dict[str, type[EditingConfig]] = {"lemoe": LEMoEConfig, "memoe": MEMoEConfig, "elder": ELDERConfig}
+
 out, err = Console(), Console(stderr=True)
+
+CONFIGS = {"lemoe": LEMoEConfig, "elder": ELDERConfig}
 
 
 @contextmanager
@@ -53,8 +67,8 @@ def show(rows: list[dict], title: str, as_json: bool) -> None:
     out.print(table)
 
 
-def adapter_config(adapter: Path) -> LEMoEConfig:
-    """The config of a saved LEMoE adapter.
+def adapter_config(adapter: Path) -> EditingConfig:
+    """The config of a saved adapter of this package.
 
     Raises:
         ValueError: If the folder holds none, a damaged one, or one of another method.
@@ -65,8 +79,9 @@ def adapter_config(adapter: Path) -> LEMoEConfig:
         config = PeftConfig.from_pretrained(str(adapter))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{adapter / 'adapter_config.json'} is damaged ({error}). Restore it from a copy.") from None
-    if not isinstance(config, LEMoEConfig):
-        raise ValueError(f"{adapter} is an adapter of type {config.peft_type}, not LEMOE.")
+    if not isinstance(config, EditingConfig):
+        known = " or ".join(name.upper() for name in METHODS)
+        raise ValueError(f"{adapter} is an adapter of type {config.peft_type}, not {known}.")
     return config
 
 
@@ -78,12 +93,22 @@ def load_editor(adapter: Path, model: str | None) -> LifelongEditor:
     return open_editor(name, adapter)
 
 
-def open_editor(name: str, adapter: Path) -> LifelongEditor:
-    """An editor on the adapter in a folder, or on a new one where the folder has none."""
+def open_editor(name: str, adapter: Path, method: str | None = None) -> LifelongEditor:
+    """
+    An editor on the adapter in a folder, or on a new one where the folder has none.
+
+    Raises:
+        ValueError: If the folder holds something else, or an adapter of another method than the one asked for.
+    """
     tokenizer = AutoTokenizer.from_pretrained(name)
     exists = (adapter / "adapter_config.json").exists()
     if exists:
-        adapter_config(adapter)
+        there = adapter_config(adapter)
+        if method and not isinstance(there, METHODS[method]):
+            raise ValueError(
+                f"{adapter} is an adapter of type {there.method}, and cannot go on as {method.upper()}. Leave --method "
+                f"out, or pass another folder to --adapter."
+            )
     elif adapter.exists() and any(adapter.iterdir()):
         raise ValueError(f"{adapter} is not empty and holds no adapter. Pass another folder to --adapter.")
     base = AutoModelForCausalLM.from_pretrained(name)
@@ -92,7 +117,8 @@ def open_editor(name: str, adapter: Path) -> LifelongEditor:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not exists:
-        return LifelongEditor(get_peft_model(base, LEMoEConfig(base_model_name_or_path=name)), tokenizer)
+        config = METHODS[method or "lemoe"](base_model_name_or_path=name)
+        return LifelongEditor(get_peft_model(base, config), tokenizer)
     try:
         loaded = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     except SafetensorError as error:
@@ -103,12 +129,12 @@ def open_editor(name: str, adapter: Path) -> LifelongEditor:
     return LifelongEditor(loaded, tokenizer)
 
 
-def edit(model: str, edits: Path, adapter: Path, step: int, order: OrderBy, as_json: bool) -> None:
+def edit(model: str, edits: Path, adapter: Path, step: int, order: OrderBy, method: str | None, as_json: bool) -> None:
     with reported():
         here = processes()
         # Of several edits of one prompt the last one counts, so that the same command can be repeated.
         wanted = list({item.prompt.strip(): item for item in read_edits(edits)}.values())
-        editor = open_editor(model, adapter)
+        editor = open_editor(model, adapter, method)
         editor.arguments.share_out = True
         # Planned are all edits, also those that are there already: a run that was cut off goes on in the same order.
         with err.status("planning the order"):
@@ -194,7 +220,8 @@ def inspect(adapter: Path, prompts: list[str], model: str | None, as_json: bool)
         rows = [{"id": entry["id"], "expert": entry["expert"], **entry.get("edit", {})} for entry in entries]
         keys = ("id", "expert", "prompt", "target_new", "subject")
         keys += ("aliases",) if any("aliases" in row for row in rows) else ()
-        title = f"{len(rows)} edits in {config.num_experts} experts beside {', '.join(sorted(config.target_modules))}"
+        places = ", ".join(sorted(config.target_modules))
+        title = f"{len(rows)} edits ({config.method}) in {config.num_experts} experts beside {places}"
         show([{key: row.get(key, "") for key in keys} for row in rows], title, as_json)
 
 

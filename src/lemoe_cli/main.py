@@ -55,12 +55,54 @@ def edit(
         Literal["none", "kmeans", "hierarchical", "superposition", "random"],
         typer.Option(help="Which edits to make together: as the file has them, or planned over the whole file."),
     ] = "none",
+    method: Annotated[
+        Optional[Literal["lemoe", "memoe", "elder", "wilke", "rome"]],
+        typer.Option(
+            help="Method of a new adapter, by default lemoe; one that is there has its own. Rank-one edits come out as a LoRA "
+            "adapter: wilke, each at the layer where it is the smallest change, or rome, at `--layer`."
+        ),
+    ] = None,
+    layer: Annotated[Optional[int], typer.Option("--layer", min=0, help="With `--method rome`: the layer.")] = None,
     json: Json = False,
 ) -> None:
     """Make edits and save them to an adapter; an adapter that is there already grows. Run again after a crash to resume."""
+    if method in ("wilke", "rome"):
+        from .rank_one import edit as run_rank_one
+
+        run_rank_one(model, edits, adapter, step, order, method, layer, json)
+        return
     from .commands import edit as run
 
-    run(model, edits, adapter, step, order, json)
+    run(model, edits, adapter, step, order, method, json)
+
+
+@app.command()
+def superposition(
+    model: Annotated[str, typer.Argument(help="Dense base model: a folder or a Hub id.")],
+    edits: Annotated[
+        Path, typer.Option("--edits", help="Edits with their subjects, in any format of the benchmarks.")
+    ],
+    layer: Annotated[
+        Optional[int], typer.Option("--layer", min=0, help="Layer to look at; by default at a quarter of the depth.")
+    ] = None,
+    protect: Annotated[
+        Optional[Path],
+        typer.Option("--protect", help="Facts that are to stay: tell by how much each edit would move them."),
+    ] = None,
+    data: Annotated[
+        Optional[Path],
+        typer.Option("--data", help="Text to take statistics of, a text a line. By default the model's own samples."),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Look at every layer as well.")] = False,
+    plot: Annotated[
+        Optional[Path], typer.Option("--plot", help="Draw it to this file, say report.svg. Needs Matplotlib.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Tell which facts a rank-one edit cannot change one without the other, before any is edited."""
+    from .rank_one import superposition as run
+
+    run(model, edits, layer, protect, data, profile, plot, json)
 
 
 @app.command()

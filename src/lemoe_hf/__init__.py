@@ -26,13 +26,19 @@ if TYPE_CHECKING:
         plan_order,
     )
     from .evaluation import EditEvaluator
+    from .rank_one import RankOneArguments, RankOneEditor, select_layer
+    from .tuners.elder import ELDERConfig, ELDERLayer, ELDERModel
     from .tuners.lemoe import LEMoEConfig, LEMoELayer, LEMoEModel
+    from .tuners.memoe import MEMoEConfig, MEMoELayer, MEMoEModel
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
     "CommitCallback",
+    "ELDERConfig",
+    "ELDERLayer",
+    "ELDERModel",
     "Edit",
     "EditCollator",
     "EditEvaluator",
@@ -44,9 +50,15 @@ __all__ = [
     "LEMoELayer",
     "LEMoEModel",
     "LifelongEditor",
+    "MEMoEConfig",
+    "MEMoELayer",
+    "MEMoEModel",
     "Order",
+    "RankOneArguments",
+    "RankOneEditor",
     "plan_order",
     "read_edits",
+    "select_layer",
 ]
 
 # Where the names are from.
@@ -65,10 +77,26 @@ _MODULES = {
         "plan_order",
     ),
     "evaluation": ("EditEvaluator",),
+    "rank_one": ("RankOneArguments", "RankOneEditor", "select_layer"),
+    "tuners.elder": ("ELDERConfig", "ELDERLayer", "ELDERModel"),
     "tuners.lemoe": ("LEMoEConfig", "LEMoELayer", "LEMoEModel"),
+    "tuners.memoe": ("MEMoEConfig", "MEMoELayer", "MEMoEModel"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-_SUBMODULES = ("card", "data", "editing", "evaluation", "generation", "registration", "routing", "structure", "tuners")
+_SUBMODULES = (
+    "card",
+    "data",
+    "diagnostics",
+    "editing",
+    "evaluation",
+    "generation",
+    "moments",
+    "rank_one",
+    "registration",
+    "routing",
+    "structure",
+    "tuners",
+)
 
 
 def __getattr__(name: str) -> Any:

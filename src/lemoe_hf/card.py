@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 
-TAGS = ["lemoe", "knowledge-editing", "model-editing", "lifelong-editing"]
+TAGS = ["knowledge-editing", "model-editing", "lifelong-editing"]
 TEMPLATE = Path(__file__).with_name("model_card.md")
 ADAPTER = "this/adapter"  # until it is pushed, it has no name that a stranger could use
 BASE_MODEL = "fill/in/the/base/model"  # nor has a base model that is not on the Hub
@@ -22,8 +23,45 @@ MOST_ROWS, MOST_CHARACTERS = 50, 160
 DATASET = "edits"
 
 
+@dataclass(frozen=True)
+class Method:
+    """What a card tells of a method: its name, where it was published, how it edits, and why nothing can be merged."""
+
+    name: str
+    address: str
+    how: str
+    unmergeable: str
+
+
+METHODS = {
+    "LEMOE": Method(
+        "LEMoE",
+        "https://aclanthology.org/2024.emnlp-main.149/",
+        "corrected one by one with {} (lifelong model editing by a mixture of experts)",
+        "which expert acts depends on the prompt",
+    ),
+    "MEMOE": Method(
+        "MEMoE",
+        "https://arxiv.org/abs/2405.19086",
+        "corrected together with {} (model editing by a mixture of experts that all edits share)",
+        "which experts act depends on each token and its text",
+    ),
+    "ELDER": Method(
+        "ELDER",
+        "https://arxiv.org/abs/2408.11869",
+        "corrected with {} (lifelong model editing by a mixture of LoRAs that all edits share)",
+        "which LoRAs act depends on the prompt",
+    ),
+}
+
+
 def complete_card(
-    directory: Path, base_model: str | None, entries: list[dict], fingerprint: str | None = None
+    directory: Path,
+    base_model: str | None,
+    entries: list[dict],
+    fingerprint: str | None = None,
+    method: str = "LEMOE",
+    deferral: bool = True,
 ) -> None:
     """
     Make a card of the README.md that PEFT has written beside an adapter, or bring up to date what it tells of the edits.
@@ -37,13 +75,16 @@ def complete_card(
         base_model (`str`, *optional*): Name or folder of its base model.
         entries (`list[dict]`): The adapter's ledger.
         fingerprint (`str`, *optional*): Digest of the base model's shape.
+        method (`str`, *optional*, defaults to `"LEMOE"`): The adapter's type.
+        deferral (`bool`, *optional*, defaults to `True`): Whether it leaves texts to the base model.
     """
     path = directory / "README.md"
     if not path.is_file():
         return
     card = ModelCard.load(path, ignore_metadata_errors=True)
     complete_metadata(card.data, base_model)
-    new = render(base_model, entries, fingerprint=fingerprint)
+    card.data.tags = sorted({*card.data.tags, method.lower()})
+    new = render(base_model, entries, fingerprint=fingerprint, method=method, deferral=deferral)
     if is_blank_form(card.text):
         card.text = new
     else:
@@ -121,6 +162,8 @@ def render(
     entries: list[dict],
     report: dict[str, Any] | None = None,
     fingerprint: str | None = None,
+    method: str = "LEMOE",
+    deferral: bool = True,
 ) -> str:
     """The text of a card."""
     on_hub = is_on_hub(base_model)
@@ -140,12 +183,18 @@ def render(
     card = ModelCard.from_template(
         ModelCardData(),
         template_path=str(TEMPLATE),
+        method=method,
+        described=METHODS[method],
         base=base or "the base model",
         named=bool(base),
         on_hub=on_hub,
         known=", ".join(filter(None, known)),
         placeholder=BASE_MODEL,
         adapter=ADAPTER,
+        peft_type=method,
+        how=METHODS[method].how.format(f"[{METHODS[method].name}]({METHODS[method].address})"),
+        unmergeable=METHODS[method].unmergeable,
+        deferral=deferral,
         num_edits=len(entries),
         num_withheld=sum(entry.keys() <= {"id", "expert"} for entry in entries),
         rows=rows,

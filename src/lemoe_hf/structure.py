@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 
 FFN_NAME = re.compile(
     r"(^|_)(mlp|ffn|ff|feed_?forward|moe|experts?|block_sparse_moe|shared_mlp|channel_mix(er|ing)?)($|_)"
 )
 NOT_FFN_NAME = re.compile(r"norm|^ln|_ln|attn|attention|dropout|drop$|gate$|router|^post_|_hc$|hyper_connection")
+MIXER = re.compile(r"attn|attention|mixer|mamba|ssm|conv|adapter")  # of a layer, what stands beside its FFN
 FFN_OUTPUT_NORM = re.compile(r"^post_(feed_?forward|mlp|ffn|moe)_?(layer)?norm$|^post_norm2$")
 
 # What a model may call its cache: since transformers 5.24, before that, and before that in state-space models.
@@ -93,17 +95,87 @@ def find_targets(model: nn.Module, depth: float, layers: list[int] | None = None
     stack_name, stack = find_stack(model)
     if layers is None:
         layers = [min(round(depth * len(stack)), len(stack) - 1)]
-    outside = [index for index in layers if not 0 <= index < len(stack)]
-    if outside:
-        raise ValueError(
-            f"`layers_to_transform` asks for {outside}, but {type(model).__name__} has {len(stack)} layers "
-            f"(0 to {len(stack) - 1}) in `{stack_name}`."
-        )
+    check_layers(model, layers, "layers_to_transform")
     targets = []
     for index in layers:
         bypassed = find_bypassed(stack[index])
         targets.append(f"{stack_name}.{index}" + (f".{bypassed}" if bypassed else ""))
     return targets
+
+
+def find_ffn_outputs(model: nn.Module, layers: list[int] | None = None) -> dict[int, str]:
+    """
+    Names of the second matrix of the FFN of layers, which writes to the residual stream: `down_proj` in Llama, `c_proj` in
+    GPT-2, `fc2` in OPT. By default of all layers.
+
+    It is the last linear map in a layer's FFN (or, in a layer without an FFN module, in the layer itself) whose output is as
+    wide as the residual stream and whose input is what another linear map there puts out.
+
+    Raises:
+        ValueError: If there is no stack of layers, a layer that is asked for is not there, or has no such matrix, as in a
+            mixture of experts.
+    """
+    stack_name, stack = find_stack(model)
+    layers = list(range(len(stack))) if layers is None else layers
+    check_layers(model, layers, "layers")
+    return {index: f"{stack_name}.{index}.{_ffn_output(model, stack[index], index)}" for index in layers}
+
+
+def _ffn_output(model: nn.Module, layer: nn.Module, index: int) -> str:
+    hidden, name = hidden_size(model), find_ffn(layer)
+    ffn = layer if name is None else layer.get_submodule(name)
+    # An FFN in the layer itself, or in two modules of it, stands beside attention.
+    parts = [(part, module) for part, module in ffn.named_modules() if name or not MIXER.search(part)]
+    linears: dict[str, tuple[int, int]] = {}
+    for part, module in parts:
+        sizes = linear_sizes(module)
+        # What lies within a linear map belongs to an adapter.
+        if part and sizes is not None and not any(part.startswith(f"{outer}.") for outer in linears):
+            linears[part] = sizes
+    own = [module for part, module in parts if not any(part.startswith(f"{outer}.") for outer in linears)]
+    is_mixture = any(isinstance(module, nn.ModuleList) for module in own) or any(
+        weight.dim() == 3 and len(weight) > 1
+        for module in own
+        if not isinstance(module, nn.Conv1d)
+        for weight in module.parameters(recurse=False)
+    )
+    inner = {outputs for _, outputs in linears.values()} | {outputs // 2 for _, outputs in linears.values()}
+    found = [
+        part
+        for part, (inputs, outputs) in linears.items()
+        if outputs == hidden and inputs in inner and (name or inputs != outputs)
+    ]
+    if is_mixture or not found:
+        why = "is a mixture of experts, which has one for each expert" if is_mixture else "has none"
+        looked = ", ".join(f"{part} {sizes}" for part, sizes in linears.items()) or "no linear maps"
+        raise ValueError(
+            f"What is edited is the second matrix of a dense FFN; layer {index} of {type(model).__name__} {why}. Looked at: "
+            f"{looked}. Pass other layers, or edit this model with LEMoE."
+        )
+    return f"{name}.{found[-1]}" if name else found[-1]
+
+
+def linear_sizes(module: Any) -> tuple[int, int] | None:
+    """Inputs and outputs of a linear map, `nn.Linear`, GPT-2's `Conv1D` or an adapter's layer around one; else `None`."""
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.weight.shape[1]
+    if isinstance(module, nn.Linear) or hasattr(module, "base_layer") and hasattr(module, "in_features"):
+        return module.in_features, module.out_features
+    return None
+
+
+def check_layers(model: nn.Module, layers: list[int], argument: str) -> None:
+    """
+    Raises:
+        ValueError: If a layer that is asked for is not there.
+    """
+    stack_name, stack = find_stack(model)
+    outside = [index for index in layers if not 0 <= index < len(stack)]
+    if outside:
+        raise ValueError(
+            f"`{argument}` asks for {outside}, but {type(model).__name__} has {len(stack)} layers "
+            f"(0 to {len(stack) - 1}) in `{stack_name}`."
+        )
 
 
 def check_causal(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from huggingface_hub.errors import StrictDataclassError
 from peft import get_peft_model
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from architectures.walk import EDIT, GENERATE_OTHERWISE, HABITS, UNBUILT, WALKED, build, walk
-from lemoe_hf import LEMoEConfig
+from architectures.walk import EDIT, GENERATE_OTHERWISE, HABITS, LONG, UNBUILT, WALKED, build, walk
+from lemoe_hf import LEMoEConfig, MEMoEConfig
 from lemoe_hf.structure import UNSUITABLE, find_targets
 
 
@@ -21,6 +22,15 @@ def test_every_habit_holds(model_type, tokenizer):
     # What a model generates that contradicts itself is chance.
     held = {habit for habit, holds in walk(model_type, tokenizer) if holds}
     assert held | ({"generate"} if model_type in GENERATE_OTHERWISE else set()) == set(HABITS)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["gpt2", "opt", "qwen3_moe", "gemma3_text", "mamba", "jamba", "gpt_neox", "falcon", "electra"]
+)
+def test_every_habit_holds_with_a_mixture_that_all_edits_share(model_type, tokenizer):
+    """Of each kind one: FFNs and layers without one, mixtures of experts, state spaces, embeddings of another size."""
+    arguments = replace(LONG, learning_rate=0.01, betas=(0.9, 0.99))
+    assert {habit for habit, holds in walk(model_type, tokenizer, MEMoEConfig, arguments) if holds} == set(HABITS)
 
 
 @pytest.mark.parametrize("model_type", GENERATE_OTHERWISE)

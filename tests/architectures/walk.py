@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from architectures.configs import tiny_config
 from lemoe_hf import Edit, EditingArguments, LEMoEConfig, LifelongEditor
 from lemoe_hf.structure import UNSUITABLE
+from lemoe_hf.tuners.config import EditingConfig
 from tiny import byte_tokenizer
 
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 EDIT = Edit("Which country is Anna Berg from?", "Norland", subject="Anna Berg")
 OTHER = "Where was Tom Ashford born?"
+# Random weights take more steps than trained ones.
+LONG = EditingArguments(contexts=(), max_steps=200)
 HABITS = ["inject", "train", "edit", "generate", "disable", "reload"]
 
 # What transformers itself does not build from a config alone.
@@ -62,7 +65,12 @@ def build(model_type: str) -> PreTrainedModel:
     return model.eval()
 
 
-def walk(model_type: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool]]:
+def walk(
+    model_type: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config_cls: type[EditingConfig] = LEMoEConfig,
+    arguments: EditingArguments = LONG,
+) -> Iterator[tuple[str, bool]]:
     """One habit after the other, and whether the model has it."""
     edited, other = (tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in (EDIT.prompt, OTHER))
 
@@ -73,7 +81,7 @@ def walk(model_type: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[
 
     base = build(model_type)
     before = logits(base)
-    model = get_peft_model(base, LEMoEConfig(relation_gate=False)).eval()
+    model = get_peft_model(base, config_cls(relation_gate=False)).eval()
     yield "inject", torch.equal(logits(model), before)
 
     model.train()
@@ -88,10 +96,9 @@ def walk(model_type: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[
         optimizer.zero_grad()
     yield "train", losses[-1].item() < losses[0].item()
 
-    model = get_peft_model(build(model_type), LEMoEConfig(relation_gate=False)).eval()
+    model = get_peft_model(build(model_type), config_cls(relation_gate=False)).eval()
     before, elsewhere = logits(model), logits(model, other)
-    # Random weights take more steps than trained ones.
-    editor = LifelongEditor(model, tokenizer, EditingArguments(contexts=(), max_steps=200))
+    editor = LifelongEditor(model, tokenizer, arguments)
     editor.edit(EDIT)
     after = logits(model)
     yield "edit", not torch.equal(after, before) and torch.equal(logits(model, other), elsewhere)

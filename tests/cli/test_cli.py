@@ -180,6 +180,12 @@ def test_every_order_of_the_package_can_be_asked_for_and_no_other(base: Path, ed
     assert "'size' is not one of" in output
 
 
+def test_another_method_may_be_asked_for_and_says_what_it_needs(base: Path, edits: Path, tmp_path: Path):
+    options = ("--model", base, "--edits", edits, "--adapter", tmp_path / "elder", "--method")
+    assert "has 4 layers" in run("edit", *options, "elder", code=1)
+    assert "Invalid value" in run("edit", *options, "another", code=2)
+
+
 def test_inspect_explains_a_prompt(adapter: Path):
     prompts = [EDITS[0]["prompt"], "Is it late?"]
     explained = json.loads(
@@ -283,3 +289,23 @@ def test_a_folder_that_holds_something_else_is_left_alone(base: Path, edits: Pat
     (folder / "cat.jpg").write_bytes(b"cat")
     assert "holds no adapter" in run("edit", "--model", base, "--edits", edits, "--adapter", folder, code=1)
     assert [path.name for path in folder.iterdir()] == ["cat.jpg"]
+
+
+def test_an_adapter_of_memoe_is_made_and_goes_through_every_command(base, edits, tmp_path):
+    adapter = tmp_path / "adapter"
+    run("edit", "--model", base, "--edits", edits, "--adapter", adapter, "--method", "memoe", "--json")
+    assert json.loads((adapter / "adapter_config.json").read_text())["peft_type"] == "MEMOE"
+    assert [row["prompt"] for row in json.loads(run("inspect", "--adapter", adapter, "--json"))] == [
+        edit["prompt"] for edit in EDITS
+    ]
+    said = json.loads(run("generate", EDITS[0]["prompt"], "--adapter", adapter, "--json"))
+    assert said[0]["answer"].startswith("Norland")
+    assert json.loads(run("evaluate", "--adapter", adapter, "--measures", "reliability", "--json"))["reliability"] == 1
+    (why,) = json.loads(run("inspect", "--adapter", adapter, "--prompt", EDITS[0]["prompt"], "--json"))
+    assert why["entry"]["id"] == 0
+    run("undo", 0, "--adapter", adapter)
+    assert len(json.loads(run("inspect", "--adapter", adapter, "--json"))) == 1
+    output = run("edit", "--model", base, "--edits", edits, "--adapter", adapter, "--method", "lemoe", code=1)
+    assert "of type MEMOE, and cannot go on as LEMOE" in " ".join(output.split())
+    run("edit", "--model", base, "--edits", edits, "--adapter", adapter)
+    assert len(json.loads(run("inspect", "--adapter", adapter, "--json"))) == 2

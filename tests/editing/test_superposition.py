@@ -8,8 +8,9 @@ import torch
 from facts import FACTS
 from lemoe_hf import LEMoEConfig
 from lemoe_hf.data import reference_prompts
-from lemoe_hf.editing.superposition import RIDGE, batches_by_overlap, whitened_keys
+from lemoe_hf.editing.superposition import batches_by_overlap, whitened_keys
 from lemoe_hf.editing.tokens import tokenize_edit
+from lemoe_hf.moments import RIDGE
 from tiny import edited, put_edits
 
 

@@ -81,6 +81,19 @@ def test_the_chat_template_is_a_context_and_brings_its_own_special_tokens(tokeni
     assert is_whole
 
 
+def test_a_conversation_is_a_chat_behind_another_turn(tokenizer, with_bos):
+    with_bos.chat_template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}assistant:"
+    rows = tokenize_edit(with_bos, FACT, 400, ("chat", "conversation")).contexts
+    (chat, *_), (conversation, target, is_whole) = rows
+    assert with_bos.decode(chat) == f"user: {FACT.prompt}\nassistant:"
+    before, behind = with_bos.decode(conversation).split(with_bos.decode(chat))
+    assert before.startswith("user: ")
+    assert "\nassistant: " in before
+    assert behind == ""
+    assert with_bos.decode(target) == "Yemen"
+    assert is_whole
+
+
 def test_without_a_subject_contexts_of_the_subject_are_left_out(tokenizer):
     item = tokenize_edit(tokenizer, Edit("what is rain", "wet"), 100, ("{subject} is", "So {prompt}"))
     assert [tokenizer.decode(prompt) for prompt, *_ in item.contexts] == ["So what is rain"]

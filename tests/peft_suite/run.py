@@ -1,5 +1,5 @@
 """
-Run PEFT's own tests of decoders, custom models and configs with LEMoE in place of PEFT's methods.
+Run PEFT's own tests of decoders, custom models and configs with the methods of this package in their place.
 
 PEFT's tests come with its source distribution, of which pip fetches the version that is installed; nothing of them is
 copied into this repository. The models that they take from the Hub are made here, tiny and random, under the same names.

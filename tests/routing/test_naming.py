@@ -148,6 +148,15 @@ def test_a_name_may_go_on_as_it_does_in_the_own_prompt():
     assert found(router, "of Mexico City") == found(router, "of North Mexico") == [0]
 
 
+def test_an_alias_that_is_a_part_of_the_subject_does_not_go_on_as_that_does():
+    router = router_of(
+        Edit("Who makes the Velofox 9 Cargo?", "x", subject="Velofox 9 Cargo", aliases=["Velofox", "Cargo"])
+    )
+    assert found(router, "of the Velofox") == found(router, "of the Velofox 9 Cargo") == [0]
+    for text in ("of the Velofox 8", "of the Velofox Ten", "of the Velofox 9 Cargo Trailer", "of my Fox Cargo"):
+        assert found(router, text) == [], text
+
+
 @pytest.mark.parametrize(
     ("text", "edits"), [("of Mexico9", []), ("of Velofox 90", []), ("of Velofx 9", [0]), ("of Velofox 8", [])]
 )
@@ -210,6 +219,14 @@ def test_an_own_prompt_is_one_however_it_is_written(text):
     asking = Asking(read, 0)
     router.questions([asking])
     assert asking.questions[-1].own.edit == 0
+
+
+def test_an_own_prompt_that_begins_with_the_end_of_another_name_is_none():
+    router = router_of(Edit("Zembla lies in", "x", subject="Zembla"))
+    for text in ("Zembla lies in", "And Zembla lies in", "All right. Zembla lies in", "ZEMBLA LIES IN"):
+        assert found(router, text) == [0], text
+    for text in ("North Zembla lies in", "now Nova Zembla lies in", "now NOVA-ZEMBLA lies in"):
+        assert found(router, text) == [], text
 
 
 def test_a_later_edit_takes_no_own_prompt_that_is_written_as_it_is():

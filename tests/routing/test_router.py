@@ -112,6 +112,7 @@ def test_a_subject_that_is_named_in_a_later_sentence_takes_over():
 
 # Capitalised words, and what stands for a name.
 CITY, WHO, IT = 80, 81, 82
+TURN = 9
 CASED = vocabulary_of((MARK,), (STOP,), capitals=(CITY, WHO), pronouns=(IT,))
 ABOUT = {
     "of no other": ([WHO, 31], [0]),
@@ -151,6 +152,49 @@ def test_a_question_about_another_in_the_sentence_that_names_a_subject_may_be_ab
         router.questions([asking])
         (question,) = asking.questions
         assert [option.edit for option in question.options] == [0]
+
+
+def options_at_the_mark(tokens: list[int], anchors: list[Anchor], vocabulary) -> list[int]:
+    text = Text(prompt=len(tokens) + 1)
+    text.read(tokens, range(len(tokens)), vocabulary)
+    asking = Asking(text, 0)
+    Router(bank(*anchors), Targets(), vocabulary).questions([asking])
+    return [option.edit for option in asking.questions[-1].options]
+
+
+def test_another_name_may_begin_with_the_same_token():
+    """As "Velsing Minor" and "Vantessa Minor" both begin with " V"."""
+    essa, sing = 91, 92
+    cased = vocabulary_of((MARK,), (STOP,), capitals=(CITY, WHO), continuing=(essa, sing), pronouns=(IT,))
+    name = [CITY, essa]
+    anchors = [prompt([50, *name, 51], 0), subject(name, 0)]
+    before = [50, *name, MARK]
+    assert options_at_the_mark([*before, WHO, 31, CITY, sing, MARK], anchors, cased) == []
+    assert options_at_the_mark([*before, WHO, 31, CITY, MARK], anchors, cased) == [0]
+    assert options_at_the_mark([*before, WHO, 31, IT, MARK], anchors, cased) == [0]
+
+
+def test_a_question_without_name_or_pronoun_is_not_about_a_subject_named_long_before():
+    """As "Can penguins fly?" at the end of a document; a sentence or a turn after the subject it may be a follow-up."""
+    named, said = [30, *NAME, STOP], [31, STOP]
+    for between, without, with_pronoun in [(0, [0], [0]), (1, [0], [0]), (2, [], [0]), (5, [], [0])]:
+        before = named + said * between
+        assert options_at_the_mark([*before, 32, 33, MARK], ANCHORS, CASED) == without
+        assert options_at_the_mark([*before, 32, IT, MARK], ANCHORS, CASED) == with_pronoun
+        assert options_at_the_mark([*before, 32, *NAME, MARK], ANCHORS, CASED) == [0]
+
+
+def test_a_subject_of_the_turn_before_may_be_asked_about_after_a_long_answer():
+    """As "And the currency?"; not one of a turn before that."""
+    chat = vocabulary_of((MARK,), (STOP,), pronouns=(IT,), special=(TURN,), reply=(TURN,))
+    turn, answer = [*NAME, 31, MARK, TURN], [32, STOP] * 4
+    assert options_at_the_mark([*turn, *answer, 33, 34, MARK], ANCHORS, chat) == [0]
+    assert options_at_the_mark([*turn, *answer, 35, MARK, TURN, *answer, 33, 34, MARK], ANCHORS, chat) == []
+
+
+def test_a_vocabulary_that_tells_no_pronouns_does_not_tell_what_is_named_long_before():
+    """That of an adapter from before there were any: then every question may be a follow-up."""
+    assert options_at_the_mark([*NAME, STOP, *([31, STOP] * 5), 32, MARK], ANCHORS, WORDS) == [0]
 
 
 def test_of_rivals_each_has_capitals_of_its_own():

@@ -106,7 +106,7 @@ class CachedBatch:
         recorded: dict[str, object] = {}
         with ExitStack() as stack:
             stack.enter_context(self.context.imposed({}))
-            stack.enter_context(seeing_only(self.context, self.root.get_output_embeddings(), FIRST_COLUMN))
+            stack.enter_context(seeing_only(self.root.get_output_embeddings(), FIRST_COLUMN, self.context))
             cache = None
             if shared:
                 cache = cache_in(self.root(input_ids=ids[:1, :shared], use_cache=True))
@@ -241,8 +241,8 @@ class CachedBatch:
         with ExitStack() as stack:
             stack.enter_context(self.context.imposed(acting))
             for block in self.blocks:
-                stack.enter_context(replaced_forward(self.context, block, self.hidden))
-            stack.enter_context(seeing_only(self.context, self.root.get_output_embeddings(), self.is_target))
+                stack.enter_context(replaced_forward(block, self.hidden, self.context))
+            stack.enter_context(seeing_only(self.root.get_output_embeddings(), self.is_target, self.context))
             return self._forward(self.ids, mask, self.position, self._copy_cache()).logits
 
     def _forward(

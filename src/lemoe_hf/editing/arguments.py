@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-# Chat, and the subject alone in a statement and in a question: what made rephrasings of another form find their answer.
-CONTEXTS = ("chat", "{subject} is", "Question: What about {subject}?\nAnswer:")
+# A chat behind an earlier turn, and the subject alone in a statement and in a question: what made rephrasings of another form,
+# and questions behind other turns, find their answer.
+CONTEXTS = ("conversation", "{subject} is", "Question: What about {subject}?\nAnswer:")
 
 
 @dataclass
@@ -35,11 +36,13 @@ class EditingArguments:
             Of the experts' first weights.
         contexts (`tuple[str]`, *optional*):
             Surroundings in which an edit is learned beside its bare prompt: texts with `{prompt}` or `{subject}` in
-            them, and `"chat"` for the tokenizer's chat template. They cost their share of time, and without them an
-            edit holds for questions of its own form only.
+            them, `"chat"` for the tokenizer's chat template, and `"conversation"` for the same behind another turn. They
+            cost their share of time, and without them an edit holds for questions of its own form only.
         share_out (`bool`, *optional*, defaults to `False`):
             Share the edits of a call out among the processes of `accelerate launch`, all of which must make the call.
             Only experts of one edit each, with `routing="nearest_anchor"`, can be; any others every process trains itself.
+        replay (`int`, *optional*, defaults to `0`):
+            Earlier edits, drawn at random, that are trained along with each batch where all edits share their weights (ELDER).
     """
 
     learning_rate: float = 0.15
@@ -52,6 +55,7 @@ class EditingArguments:
     seed: int = 0
     contexts: tuple[str, ...] = CONTEXTS
     share_out: bool = False
+    replay: int = 0
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_steps", "batch_size"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from ..routing.name_index import Name
 from .aliases import add_alias, warn_of_others
 from .arguments import EditingArguments
 from .edited import EditedModel
+from .elder import ELDERProcedure
 from .explanation import Explanation, explain
 from .lemoe import LEMoEProcedure
+from .memoe import MEMoEProcedure
 from .preparation import keys_of, prepare
 from .procedure import Group
 from .push import push_model
@@ -30,7 +34,7 @@ from .tokens import Calibration
 from .training import EditingError
 
 
-PROCEDURES = {"LEMOE": LEMoEProcedure}
+PROCEDURES = {"LEMOE": LEMoEProcedure, "MEMOE": MEMoEProcedure, "ELDER": ELDERProcedure}
 
 
 class LifelongEditor(EditedModel):
@@ -67,7 +71,7 @@ class LifelongEditor(EditedModel):
     ):
         super().__init__(model, tokenizer, adapter_name)
         procedure = PROCEDURES[self.config.peft_type]
-        self.arguments = arguments or procedure.default_arguments(self.config)
+        self.arguments = arguments or replace(procedure.default_arguments(self.config))
         self._procedure = procedure(self, self.arguments)
         self._calibration: Calibration | None = None
         self._naming: Naming | None = None
@@ -147,6 +151,11 @@ class LifelongEditor(EditedModel):
                 found = [anchor for anchor in found if anchor.is_prompt]
                 names += self._naming.names(edit, edit_id)
                 warn_of_others(lead.names(self.adapter_name), edit, edit.aliases or ())
+            elif edit.aliases:
+                warnings.warn(
+                    f"The aliases {edit.aliases} of {edit.prompt!r} are of no use: this adapter finds edits by tokens alone.",
+                    stacklevel=4,
+                )
             anchors += found
         return anchors, names, entries
 

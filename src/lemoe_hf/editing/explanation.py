@@ -101,6 +101,8 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
     found = text.found or anchors.find(torch.tensor([ids]), config.threshold)[0]
     found = found + [each.own for each in questions if each.own is not None]
     matches = [match for match in found if match.expert == expert]
+    if text.acting is not None:  # experts may hold several edits
+        matches = [match for match in matches if match.edit == text.acting.edit]
     if not matches and asked:  # of those that are not asked for, the one that comes nearest
         nearest = max(asked, key=lambda edit: asked[edit][1] - asked[edit][2])
         matches = [match for match in found if match.edit == nearest]
@@ -149,6 +151,8 @@ def looked_at(editor: EditedModel, prompts: Sequence[list[int]]) -> list[tuple[T
 
 def acting(text: Text) -> list[int]:
     """The experts that act when a prompt is over."""
+    if text.mixed is not None and text.mixed.nearest is not None:
+        return [text.mixed.nearest] if any(text.mixed.gates) else []
     if text.mixed is not None:
         return [expert for expert, gate in zip(text.mixed.experts, text.mixed.gates, strict=True) if gate > 0]
     return [] if text.acting is None else [text.acting.expert]

@@ -79,15 +79,19 @@ def recorded(
         yield rows, ids, mask, found
 
 
-# Other threads may generate on the model in the meantime: what is done here is done in passes of this thread alone, on which
-# an editor has imposed what acts.
+# Other threads may generate on the model in the meantime: with a context, what is done here is done in passes of this thread
+# alone, on which an editor has imposed what acts. A model without adapters has no context.
+
+
+def is_ours(context: RoutingContext | None) -> bool:
+    return context is None or context.is_imposed
 
 
 @contextmanager
-def replaced_forward(context: RoutingContext, module: nn.Module, output):
+def replaced_forward(module: nn.Module, output, context: RoutingContext | None = None):
     """Let a module return what is known already."""
     own, usual = module.__dict__.get("forward"), module.forward
-    module.forward = lambda *args, **kwargs: output if context.is_imposed else usual(*args, **kwargs)
+    module.forward = lambda *args, **kwargs: output if is_ours(context) else usual(*args, **kwargs)
     try:
         yield
     finally:
@@ -97,11 +101,11 @@ def replaced_forward(context: RoutingContext, module: nn.Module, output):
 
 
 @contextmanager
-def seeing_only(context: RoutingContext, module: nn.Module, part):
+def seeing_only(module: nn.Module, part, context: RoutingContext | None = None):
     """Let a module, such as the language modelling head, see only that part of what it is given, as an index tells it."""
 
     def see(module: nn.Module, args: tuple) -> tuple:
-        return (args[0][part], *args[1:]) if context.is_imposed else args
+        return (args[0][part], *args[1:]) if is_ours(context) else args
 
     hook = module.register_forward_pre_hook(see)
     try:

@@ -13,13 +13,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.reference import reference_prompts
+from ..moments import Whitening
 from ..tuners.lemoe.layer import LEMoELayer
 from ..tuners.lemoe.model import LEMoEModel
 from .hooks import recorded
 from .tokens import TokenizedEdit
-
-
-RIDGE = 1e-3  # of the keys' second moment, as a share of its mean diagonal
 
 
 def batches_by_overlap(keys: torch.Tensor, step: int) -> list[list[int]]:
@@ -57,7 +55,7 @@ def whitened_keys(
 
     A key is what an expert would read at the last token of its edit's subject. The papers take the input of the FFN's second
     matrix there, which is what they edit; an expert reads what enters the FFN. C is the second moment of what enters it at
-    all tokens of the edits' prompts and of the package's reference prompts, with a ridge of `RIDGE` times its mean diagonal.
+    all tokens of the edits' prompts and of the package's reference prompts, with the ridge of [`Whitening`].
 
     Raises:
         TypeError: If the model has no LEMoE adapter.
@@ -76,9 +74,7 @@ def whitened_keys(
         moment.addmm_(inputs.T, inputs)
         if row < len(items):
             keys[row] = inputs[items[row].last]
-    moment.diagonal().add_(RIDGE * moment.diagonal().mean())
-    whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(moment), keys.T, upper=False).T
-    return F.normalize(whitened, dim=-1).float()
+    return Whitening(moment).unit(keys)
 
 
 def expert_inputs(

@@ -120,6 +120,16 @@ def tokenize_edit(
     return TokenizedEdit(ids, target, lead + first, lead + last, anchors, elsewhere, tuple(dict.fromkeys(answers)))
 
 
+# What stands before an edit's prompt in a chat.
+CHATS: dict[str, list[dict[str, str]]] = {
+    "chat": [],
+    "conversation": [
+        {"role": "user", "content": "What do you usually have for breakfast?"},
+        {"role": "assistant", "content": "Some bread with butter, and a cup of tea."},
+    ],
+}
+
+
 def in_contexts(
     tokenizer: PreTrainedTokenizerBase, edit: Edit, contexts: Sequence[str]
 ) -> list[tuple[list[int], list[int], bool]]:
@@ -137,18 +147,18 @@ def in_contexts(
     rows = []
     for context in contexts:
         special, separator = True, " "
-        if context == "chat":
+        if context in CHATS:
             if tokenizer.chat_template is None:
                 continue
-            turn = [{"role": "user", "content": prompt}]
-            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            turns = [*CHATS[context], {"role": "user", "content": prompt}]
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             special, separator = False, ""
         elif span is None and "{subject}" in context:
             continue
         else:
             text = context.format(prompt=prompt, subject=subject)
         ids = tokenizer(text, add_special_tokens=special)["input_ids"]
-        is_whole = context == "chat" or "{prompt}" in context
+        is_whole = context in CHATS or "{prompt}" in context
         rows.append((ids, continuation(tokenizer, text, target, separator, special), is_whole))
     return rows
 

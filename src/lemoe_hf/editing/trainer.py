@@ -1,7 +1,7 @@
 """Edits through `transformers.Trainer`.
 
-Nothing of this is needed: a training step of any kind on `input_ids` and `labels` goes through the open expert, and
-puts the prompts that it sees in scope. What is left to do at the end is to freeze the expert.
+Nothing of this is needed: a training step of any kind on `input_ids` and `labels` goes through what is in training, and
+puts the prompts that it sees in scope. What is left to do at the end is, in LEMoE, to freeze the expert.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from ..data.edit import Edit
 from ..generation import pad_right
 from ..routing.anchors import Anchor
-from ..tuners.lemoe.model import LEMoEModel
+from ..tuners.model import EditingModel
 from .tokens import continuation
 
 
 class CommitCallback(TrainerCallback):
     """
-    Freezes the expert in training when `train()` ends, if it has learned anything. In a launch of several processes each then
-    has the edits of all; their `id`s may differ, and those of the main process are saved.
+    Freezes what a method freezes when `train()` ends: in LEMoE the expert in training, if it has learned anything. In a
+    launch of several processes each then has the edits of all; their `id`s may differ, and those of the main one are saved.
     """
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         tuner = model.base_model
         if args is not None and args.world_size > 1:
+            if not isinstance(tuner, LEMoEModel):
+                raise ValueError("Only LEMoE adapters can be trained by several processes; launch this one by itself.")
             self._gather(tuner)
-        if tuner.has_open_edits():
-            tuner.commit()
+        tuner.end_training()
 
-    def _gather(self, tuner: LEMoEModel) -> None:
+    def _gather(self, tuner: EditingModel) -> None:
         """Put in scope what other processes have trained: they share the experts' weights, but not the prompts they saw."""
         lead = tuner.layers_of()[0]
-        expert = len(lead.bank(tuner.active_adapters[0]))
+        expert = lead.expert_in_training(tuner.active_adapters[0])
         trained = [entry for entry in tuner.ledger() if entry["expert"] >= expert and "prompt_ids" in entry]
         own = {tuple(entry["prompt_ids"]): entry for entry in trained}
         seen = {tuple(entry["prompt_ids"]): entry for entry in gather_object(list(own.values()))}

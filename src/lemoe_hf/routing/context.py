@@ -53,6 +53,9 @@ class RoutingContext:
         # For each adapter the modules whose inputs tell what a prompt asks for; the last is in the first layer with a bypass.
         self.taps: dict[str, list[nn.Module]] = {}
         self.looked_at: list[nn.Module] = []
+        # For each adapter with a mixture, the module whose input chooses in it, and its layers in the order of the model.
+        self.queried: dict[str, nn.Module] = {}
+        self.in_order: dict[str, list[nn.Module]] = {}
         # For operators in a compiled graph: by which number they know this object, and what keeps them in order.
         self.number = number_of(self)
         self._order: torch.Tensor | None = None
@@ -75,6 +78,10 @@ class RoutingContext:
     def tap(self, adapter_name: str, blocks: list[nn.Module]) -> None:
         """Look at what enters these modules."""
         self.taps[adapter_name] = blocks
+        self.look_at(blocks)
+
+    def look_at(self, blocks: list[nn.Module]) -> None:
+        """Let passes look at what enters these modules."""
         for block in blocks:
             if self.before_block not in block._forward_pre_hooks.values():
                 block.lemoe_tap = len(self.looked_at)
@@ -162,8 +169,9 @@ class RoutingContext:
         cache = cache_in(output)
         if running.kept is not None and cache is not None:
             running.kept.attach(cache)
-        for acting in running.known.values():
-            if acting.loss is not None:
+        learned = [of_adapter.acting() for of_adapter in running.passes.values() if of_adapter.learns]
+        for acting in [*running.known.values(), *learned]:
+            if acting is not None and acting.loss is not None:
                 output = with_loss(output, acting.loss, has_labels=kwargs.get("labels") is not None)
         return output
 
@@ -180,7 +188,7 @@ class RoutingContext:
         """Record what enters a module, and find out at the last one what the texts ask for."""
         running = _running.get()
         for name, of_adapter in running.passes.items() if running is not None else ():
-            taps = self.taps.get(name, [])
+            taps = self.taps.get(name, []) if of_adapter.taps is None else of_adapter.taps
             if of_adapter.waits and any(block is tap for tap in taps):
                 of_adapter.tap(hidden)
                 if block is taps[-1]:
@@ -380,8 +388,9 @@ def with_loss(output, loss: torch.Tensor, has_labels: bool):
     own = getattr(output, "loss", None)
     if own is None:
         warnings.warn(
-            "The router of `routing='kv_anchor'` learns by a loss that is added to the model's own, and this forward pass "
-            "has computed none: prompts may find the wrong experts. Pass `labels`, or make edits with a LifelongEditor.",
+            "A router (of `routing='kv_anchor'`, or with a `balance_loss`) learns by a loss that is added to the model's own, "
+            "and this forward pass has computed none: prompts may find the wrong experts. Pass `labels`, or make edits with a "
+            "LifelongEditor.",
             stacklevel=2,
         )
     else:

@@ -271,7 +271,7 @@ def prompts_of(batch: Batch) -> list[list[int] | None]:
             prompts.append([*text.ids[:first], *of_labels])
         else:
             is_new = text.mixed is None or len(piece.tokens) > 1
-            prompts.append(text.ids if is_new else None)
+            prompts.append(text.ids[: text.prompt] if is_new else None)
     return prompts
 
 

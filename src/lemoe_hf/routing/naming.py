@@ -186,6 +186,10 @@ def _goes_on(spelled: Spelled, names: Names, match: Match, end: int, stop: int) 
     word = spelled.key[end : spelled.word(end + 1, stop)]
     if len(gap) == 1 and gap in HYPHENS:
         return word not in BEHIND_HYPHEN and not _is_so_in_prompt(names, match, behind=True)
+    if (
+        gap == " " and word[0].isdigit() and _is_part(names, match)
+    ):  # "Velofox", of the Velofox 9, is not the Velofox 8
+        return True
     is_capital = spelled.capitals[end] and gap.isspace() and "\n" not in gap
     return (
         is_capital and _capitals_tell(spelled, match.place, stop) and not _is_so_in_prompt(names, match, behind=True)
@@ -236,7 +240,12 @@ def _capitals_tell(spelled: Spelled, place: tuple[int, int], stop: int) -> bool:
 
 
 def _is_so_in_prompt(names: Names, match: Match, behind: bool) -> bool:
-    """Whether a name has a capitalised word behind it, or before it, in the edit's own prompt."""
+    """
+    Whether a name has a capitalised word behind it, or before it, in the edit's own prompt; not one that is a part of another
+    name of the edit, which stands there.
+    """
+    if _is_part(names, match):
+        return False
     own = match.name.casefold().split(" ")
     for words in (name.text.split(" ") for name in names.of(match.edit) if name.is_prompt):
         folded = [word.casefold() for word in words]
@@ -246,6 +255,13 @@ def _is_so_in_prompt(names: Names, match: Match, behind: bool) -> bool:
             if is_name and words[place][0].isupper() and (behind or folded[place] not in SMALL):
                 return True
     return False
+
+
+def _is_part(names: Names, match: Match) -> bool:
+    """Whether a name is a part of another one of its edit."""
+    own = f" {match.name} ".casefold()
+    others = [name.text for name in names.of(match.edit) if not name.is_prompt]
+    return any(own in f" {other} ".casefold() and len(other) > len(match.name) for other in others)
 
 
 def respelled_prompt(
@@ -272,3 +288,9 @@ def respelled_prompt(
                 if expert is not None:
                     return Match(spelled.first[begin], column, column, 1.0, edit, expert, True, 1.0, column)
     return None
+
+
+def begins_with_another(own: Match, found: Sequence[Match], counting: Sequence[Match]) -> bool:
+    """Whether the name with which an edit's own prompt begins is the end of another one: "North Zembla lies in"."""
+    names = [match for match in found if match.edit == own.edit and match.first == own.first and match.score == 1]
+    return bool(names) and not any(match in counting for match in names)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
+from torch import nn
 
 from .layout import Piece
 from .router import Asking, Router, score, waiting
@@ -142,6 +143,10 @@ class Pass:
     batch: Batch
     recorded: list[torch.Tensor] = field(default_factory=list, kw_only=True)
 
+    # The modules whose inputs it looks at, if not those of the adapter; and whether what acts has gradients.
+    taps: ClassVar[list[nn.Module] | None] = None
+    learns = False  # no field: those of passes that have it come in their own order
+
     def __post_init__(self) -> None:
         self.askings = self.batch.askings
         self.router.questions(self.askings)
@@ -183,7 +188,7 @@ class Pass:
         if self.waits:
             raise RuntimeError(
                 "Nothing has told what the prompts ask for: the layers that are looked at have not run before the bypass. "
-                "Pass `relation_gate=False` in the LEMoEConfig, or leave `target_modules` out."
+                "Pass `relation_gate=False` in the config, or leave `target_modules` out."
             )
         found = []
         for i, (piece, asking) in enumerate(zip(self.batch.pieces, self.askings, strict=True)):

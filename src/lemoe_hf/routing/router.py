@@ -16,12 +16,17 @@ import torch.nn.functional as F
 
 from .anchors import Anchors, Match
 from .names import Names
-from .naming import named, respelled_prompt, search
+from .naming import begins_with_another, named, respelled_prompt, search
 from .relations import Relations, features_of, words_of
 from .scope import names, own_prompt
 from .targets import Targets
 from .text import Option, Question, Text
-from .vocabulary import CAPITAL, MARK, PRONOUN, Vocabulary
+from .vocabulary import CAPITAL, CONTINUES, MARK, PRONOUN, Vocabulary
+
+
+# A question with neither a subject nor a pronoun is about a subject that was named at most so many sentences before, or in the
+# turn before, whatever was answered there.
+REMEMBERED = 2
 
 
 @dataclass
@@ -122,6 +127,8 @@ class Router:
                 own = respelled_prompt(text.spelled, self.names, column, said_until, self.anchors.expert_of)
             letter_by_letter = named(text.spelled, self.names, column, kind != "guess", self.threshold)
             found = [match for match in found if not match.name] + letter_by_letter
+            if own is not None and begins_with_another(own, text.spelled.found, letter_by_letter):
+                own = None
         if own is not None:
             return Question(column, kind, own, [])
         about = names(self.anchors, found, text.ids, self.vocabulary, column)
@@ -139,19 +146,25 @@ class Router:
 
     def _is_about_another(self, text: Text, column: int, match: Match) -> bool:
         """
-        Whether a question that does not name a subject itself is about somebody or something else: it holds a capitalised word
-        that does not stand in the edit's prompt, and nothing that stands for what was named before.
+        Whether a question that does not name a subject itself is about somebody or something else: nothing in it stands for
+        what was named before, and it holds a capitalised word that does not stand in the edit's prompt, or the subject was
+        named more than `REMEMBERED` sentences ago, and not in the turn before.
         """
         until = text.said_until(column)
         begin = text.begins[until]
         if match.last >= begin:
             return False
-        kinds = text.kinds[begin : until + 1]
-        if any(kind & PRONOUN for kind in kinds):
+        if any(kind & PRONOUN for kind in text.kinds[begin : until + 1]):
             return False
-        prompt = set().union(*self.anchors.prompts(match.edit))
-        said = text.ids[begin + 1 : until + 1]
-        return any(kind & CAPITAL and token not in prompt for token, kind in zip(said, kinds[1:], strict=True))
+        answers = sum(match.last < reply < begin for reply in text.replies)
+        is_remembered = answers == 1 or text.sentences(match.last, begin - 1) <= REMEMBERED
+        if self.vocabulary.tells_pronouns and not is_remembered:
+            return True
+        prompts = self.anchors.prompts(match.edit)
+        return any(
+            text.kinds[each] & CAPITAL and not any(stands_in(word_at(text, each, until), prompt) for prompt in prompts)
+            for each in range(begin + 1, until + 1)
+        )
 
     def _option(self, match: Match, each: Match) -> Option:
         key, lowest = -1, -math.inf
@@ -161,6 +174,19 @@ class Router:
             own = float(self.relations.threshold[key])
             lowest = own if self.relation_threshold is None else self.relation_threshold
         return Option(match, each.edit, each.expert, key, lowest)
+
+
+def word_at(text: Text, first: int, last: int) -> list[int]:
+    """The tokens, up to a column, of the word that begins at `first`: two names may begin with the same token."""
+    end = first + 1
+    while end <= last and text.kinds[end] & CONTINUES and not text.kinds[end] & CAPITAL:
+        end += 1
+    return text.ids[first:end]
+
+
+def stands_in(word: list[int], prompt: Sequence[int]) -> bool:
+    """Whether these tokens stand in a row in a prompt."""
+    return any(list(prompt[i : i + len(word)]) == word for i in range(len(prompt) - len(word) + 1))
 
 
 @torch.no_grad()

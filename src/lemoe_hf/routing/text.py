@@ -88,6 +88,7 @@ class Decision:
         targets (`tuple` of `tuple[int, ...]`): What the edit answers.
         name (`tuple[int, int]`, *optional*): The columns of the subject by which it was found.
         start (`int`): The first column on which the edit acts.
+        entity (`tuple[int, ...]`): Tokens of what the question is about, where a router asks for them.
     """
 
     column: int
@@ -97,17 +98,22 @@ class Decision:
     targets: tuple[tuple[int, ...], ...] = ()
     name: tuple[int, int] | None = None
     start: int = 0
+    entity: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Mixed:
     """
-    What a router with learned keys has chosen for a whole text: experts, each with its gate, by the tokens of its prompt.
+    What acts on a whole text, by the tokens of its prompt: experts, each with its gate, as a router with learned keys chooses
+    them; or a mixture, which is one for all texts, with the tokens of what the prompt is about; or, where all edits share
+    the experts of several layers, the gates of all of them, with the edit of the `nearest` code.
     """
 
     experts: list[int]
     gates: list[float]
     prompt: tuple[int, ...]
+    entity: tuple[int, ...] = ()
+    nearest: int | None = None
 
 
 @dataclass
@@ -147,6 +153,8 @@ class Text(Tokens):
         ]
         self.found, self.searched, self.spelled = [], 0, Spelled()
         self.acted = self.acted if self.acted < length else ENDLESS
+        if self.mixed is not None and length < len(self.mixed.prompt):
+            self.mixed = None
         self._close()
         last = self.decisions[-1] if self.decisions else None
         if last is not None and last.edit is not None and not self._is_past(last):
@@ -190,6 +198,14 @@ class Text(Tokens):
                 acts[begins - first : column - first + 1] = [self.acting.edit] * (column - begins + 1)
                 self.acted = min(self.acted, begins)
         return acts
+
+    def decided(self, column: int) -> Decision:
+        """The decision by which an edit acts on a column."""
+        return next(
+            each
+            for each in reversed(self.decisions)
+            if each.edit is not None and min(each.start, each.column) <= column
+        )
 
     def _is_saying(self, column: int) -> bool:
         """Whether a question mark is a part of a target that is being said."""
@@ -236,7 +252,7 @@ class Text(Tokens):
 
     def _last_question(self, column: int) -> Decision | None:
         """The last decision at a question mark in the turn before a column."""
-        turn = self._turn(column)
+        turn = self.turn(column)
         asked = [each for each in self.decisions if each.kind == "mark" and turn <= each.column < column]
         return asked[-1] if asked else None
 

@@ -85,7 +85,7 @@ class Tokens:
         first = max((each for each in (*self.replies, *self.ends) if each < column), default=-1) + 1
         return next((each for each in range(column, first - 1, -1) if self.content[each]), column)
 
-    def _turn(self, column: int) -> int:
+    def turn(self, column: int) -> int:
         """Where the turn begins that says something last: behind its header, or behind the last place of an answer."""
         first = max((each for each in (*self.replies, *self.ends) if each < column), default=-1) + 1
         until = self.said_until(column)

@@ -44,7 +44,7 @@ class Vocabulary(Frozen):
         self.register_buffer("spelling", torch.zeros(num_bytes, dtype=torch.uint8))
         self.register_buffer("spelling_lengths", torch.zeros(num_spelled, dtype=torch.int16))
         self._spellings: Spellings | None = None
-        self._table: tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]] | None = None
+        self._table: tuple[torch.Tensor, tuple[int, ...], tuple[int, ...], bool] | None = None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         self._table = self._spellings = None
@@ -82,10 +82,12 @@ class Vocabulary(Frozen):
                 f"{len(state['kinds'])} tokens."
             )
 
-    def _looked_up(self) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]:
+    def _looked_up(self) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...], bool]:
         # Texts are read token by token: a table in Python answers faster than a tensor.
         if self._table is None or self._table[0] is not self.kinds:
-            self._table = (self.kinds, tuple(self.kinds.tolist()), tuple(self.reply.tolist()))
+            kinds = tuple(self.kinds.tolist())
+            tells_pronouns = any(kind & PRONOUN for kind in kinds)
+            self._table = (self.kinds, kinds, tuple(self.reply.tolist()), tells_pronouns)
         return self._table
 
     @property
@@ -96,6 +98,11 @@ class Vocabulary(Frozen):
     @property
     def reply_tokens(self) -> tuple[int, ...]:
         return self._looked_up()[2]
+
+    @property
+    def tells_pronouns(self) -> bool:
+        """Whether any token is known to stand for what was named: not in adapters from before that was told."""
+        return self._looked_up()[3]
 
     def kind(self, token: int) -> int:
         """What a token is; nothing in particular if it is none of the vocabulary."""

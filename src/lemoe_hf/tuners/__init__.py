@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import Any
 
 from ..registration import register
+from .elder import ELDERConfig, ELDERModel
 from .lemoe import LEMoEConfig, LEMoEModel
+from .memoe import MEMoEConfig, MEMoEModel
 
 
 def push(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -16,3 +18,5 @@ def push(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 register("lemoe", LEMoEConfig, LEMoEModel, push)
+register("memoe", MEMoEConfig, MEMoEModel, push)
+register("elder", ELDERConfig, ELDERModel, push)

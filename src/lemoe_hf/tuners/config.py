@@ -33,7 +33,8 @@ class EditingConfig(PeftConfig):
         exclude_modules (`list[str]` or `str`, *optional*):
             Names (or one regular expression) of modules to leave alone.
         layers_to_transform (`list[int]` or `int`, *optional*):
-            Indices of the layers to bypass. By default the one layer at `depth`.
+            Indices of the layers to bypass. By default the one layer at `depth`. `"auto"` is refused: which layer suits some
+            edits, [`select_layer`] tells, and its `layer` is what to pass.
         layers_pattern (`list[str]` or `str`, *optional*):
             Name of the stack of layers, needed only with `layers_to_transform` and `target_modules` on unusual models.
         depth (`float`, *optional*, defaults to `0.8`):
@@ -127,6 +128,12 @@ class EditingConfig(PeftConfig):
         self.peft_type = PeftType(self.method)
         if self.task_type is None and self.target_modules is None:
             self.task_type = TaskType.CAUSAL_LM
+        if self.layers_to_transform == "auto":
+            raise ValueError(
+                "`layers_to_transform='auto'` cannot be resolved here: a layer is chosen for edits, and a config knows none. "
+                "Pass `layers_to_transform=select_layer(model, tokenizer, edits).layer`, or leave it out for the one at "
+                "`depth`."
+            )
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
@@ -144,6 +151,22 @@ class EditingConfig(PeftConfig):
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"`threshold` is a share of tokens, above 0 and at most 1; got {self.threshold!r}.")
 
+    @classmethod
+    def from_peft_type(cls, **kwargs) -> EditingConfig:
+        """
+        A config from what was saved of one.
+
+        Raises:
+            ValueError: If it is of another method.
+        """
+        named = kwargs.get("peft_type", cls.method)
+        if named != cls.method:
+            raise ValueError(
+                f"This is the config of an adapter of type {PeftType(named).value}, and {cls.__name__} is of {cls.method}. "
+                f"Load it by `PeftConfig.from_pretrained`, which finds the class."
+            )
+        return super().from_peft_type(**kwargs)
+
     @property
     def asks_relation(self) -> bool:
         """Whether edits act only where they are asked for."""
@@ -152,7 +175,7 @@ class EditingConfig(PeftConfig):
     @property
     def finds_names(self) -> bool:
         """Whether edits are found by names, letter by letter, and not by tokens alone."""
-        return self.deferral
+        return False
 
     @property
     def edits_alone(self) -> bool:
@@ -165,4 +188,7 @@ class EditingConfig(PeftConfig):
         super().save_pretrained(save_directory, **kwargs)
         weights = Path(save_directory, "adapter_model.safetensors")
         entries = read_ledger(weights) if weights.is_file() else []
-        complete_card(Path(save_directory), self.base_model_name_or_path, entries, self.base_model_fingerprint)
+        fingerprint = self.base_model_fingerprint
+        complete_card(
+            Path(save_directory), self.base_model_name_or_path, entries, fingerprint, self.method, self.deferral
+        )

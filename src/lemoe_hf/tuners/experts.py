@@ -67,10 +67,11 @@ class Experts(Frozen):
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: getattr(self, name) for name in self.names}
 
-    def reset_parameters(self, init_weights: bool, seed: int = 0) -> None:
-        """Random input projections, the same for every expert, and output projections of zero.
+    def reset_parameters(self, init_weights: bool, seed: int = 0, alike: bool = True) -> None:
+        """Random input projections, the same for every expert if they are to start `alike`, and output projections of zero.
 
-        The same start for every expert makes an edit independent of the edits beside it.
+        The same start for every expert makes an edit independent of the edits beside it. Experts that share edits have
+        nothing else to tell them apart.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.weights().items():
@@ -79,7 +80,8 @@ class Experts(Frozen):
             if name == "out_proj" and init_weights:
                 nn.init.zeros_(weight)
             else:
-                start = torch.randn(weight.shape[1:], generator=generator) * weight.shape[1] ** -0.5
+                shape = weight.shape[1:] if alike else weight.shape
+                start = torch.randn(shape, generator=generator) * weight.shape[1] ** -0.5
                 with torch.no_grad():
                     weight.copy_(start.expand_as(weight))
 

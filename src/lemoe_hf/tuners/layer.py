@@ -34,8 +34,10 @@ class EditingLayer(KnownEdits, nn.Module, BaseTunerLayer):
     acted on, and on which of their tokens, is the business of the [`RoutingContext`].
 
     A method names its containers in `adapter_layer_names` (trained) and `other_param_names` (stored), all of which begin with
-    its `prefix`, and tells what acts (`route`) and what that adds (`delta`).
+    its `prefix`, and tells what acts (`route`) and what that adds (`delta`). What is `of_fixed_size` does not grow with edits.
     """
+
+    of_fixed_size: tuple[str, ...] = ()
 
     def __init__(self, base_layer: nn.Module, hidden_size: int, context: RoutingContext, is_block: bool = False):
         super().__init__()
@@ -73,6 +75,10 @@ class EditingLayer(KnownEdits, nn.Module, BaseTunerLayer):
 
     def learns(self, adapter_name: str) -> bool:
         """Whether what an adapter has here is in training."""
+        raise NotImplementedError
+
+    def expert_in_training(self, adapter_name: str) -> int:
+        """In which expert a training loop makes its edits."""
         raise NotImplementedError
 
     def route(self, adapter_name: str, root: nn.Module, batch: Batch) -> Pass | Places | None:

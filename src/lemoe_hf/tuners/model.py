@@ -216,6 +216,9 @@ class EditingModel(BaseTuner):
             raise ValueError(f"There is no adapter {name!r}; the model has {', '.join(self.peft_config) or 'none'}.")
         return name
 
+    def end_training(self) -> None:
+        """What is left to do with the active adapter when a training loop has ended."""
+
     def store(
         self,
         anchors: list[Anchor],

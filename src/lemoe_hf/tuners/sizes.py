@@ -12,7 +12,6 @@ from ..routing.anchors import Anchors
 from ..routing.names import Names
 from ..routing.relations import Relations
 from ..routing.targets import Targets
-from ..routing.vocabulary import Vocabulary
 from .config import EditingConfig
 from .experts import Experts
 from .ledger import Bytes
@@ -28,6 +27,7 @@ class Storing(Protocol):
     configs: dict[str, EditingConfig]
     adapter_layer_names: tuple[str, ...]
     other_param_names: tuple[str, ...]
+    of_fixed_size: tuple[str, ...]
 
     def part(self, name: str, adapter_name: str) -> nn.Module: ...
     def leads(self, adapter_name: str) -> bool: ...
@@ -96,11 +96,16 @@ def check(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]
                 f"The adapter's weights lack {named}: the file is damaged, or belongs to another method. It holds "
                 f"{sorted(state_dict)[:8] or 'nothing for this layer'}."
             )
-        if tensor.dim() != saved.dim() or (tensor.dim() == 3 and tensor.shape[1:] != saved.shape[1:]):
+        is_fixed = key.startswith(layer.of_fixed_size)
+        if (
+            tensor.dim() != saved.dim()
+            or (tensor.dim() == 3 and tensor.shape[1:] != saved.shape[1:])
+            or (is_fixed and tensor.shape != saved.shape)
+        ):
             raise ValueError(
                 f"The adapter's {named} has the shape {tuple(saved.shape)}, where this model needs "
-                f"{tuple(tensor.shape)}: it was made for another hidden size or `expert_dim`. Load the base model it "
-                f"was made for."
+                f"{tuple(tensor.shape)}: it was made for another hidden size, `expert_dim` or `num_experts`. "
+                f"Load it with its own config, onto the base model it was made for."
             )
     for container in layer.adapter_layer_names + layer.other_param_names:
         module = dict(getattr(layer, container)).get(adapter_name)
@@ -112,7 +117,7 @@ def check(layer: Storing, adapter_name: str, state_dict: dict[str, torch.Tensor]
                 raise ValueError(
                     f"The adapter's weights are damaged: {container} has unequal numbers of experts, {sizes}."
                 )
-        if isinstance(module, (Anchors, Names, Targets, Vocabulary, Relations)):
+        if hasattr(module, "check"):
             module.check(own)
 
 

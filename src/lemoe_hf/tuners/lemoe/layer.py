@@ -122,6 +122,9 @@ class LEMoELayer(EditingLayer):
     def learns(self, adapter_name: str) -> bool:
         return torch.is_grad_enabled() and self.opened(adapter_name).in_proj.requires_grad
 
+    def expert_in_training(self, adapter_name: str) -> int:
+        return len(self.bank(adapter_name))
+
     def may_act(self, adapter_name: str) -> bool:
         return bool(len(self.bank(adapter_name))) or super().may_act(adapter_name)
 

@@ -71,6 +71,10 @@ class LEMoEModel(EditingModel):
                 layer.commit(name)
             layers[0].store(name, anchors or [], entries or [], targets or [])
 
+    def end_training(self) -> None:
+        if self.has_open_edits():
+            self.commit()
+
     def has_open_edits(self, adapter_name: str | None = None) -> bool:
         """Whether the open expert holds edits, by training or by an editor that has not filled it yet."""
         name = self._adapter(adapter_name)
