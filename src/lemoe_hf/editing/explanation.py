@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from rapidfuzz import fuzz, process
 
 from ..data.edit import key_of
 from ..generation import evaluating, pad_right
@@ -61,7 +62,7 @@ class Explanation:
             near = (
                 "nothing like it was edited"
                 if self.threshold is None
-                else f"the nearest anchor scores {self.score:.2f}, below its threshold of {self.threshold:.2f}"
+                else f"the nearest name scores {self.score:.2f}, below its threshold of {self.threshold:.2f}"
             )
             return f"{self.prompt!r}: the base model answers ({near})."
         if self.entry is None:
@@ -108,6 +109,10 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
         matches = [match for match in found if match.edit == nearest]
     if not matches:
         near = max(found or anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
+        if not found:
+            score, threshold = nearest_name(editor, prompt)
+            if threshold is not None and (near is None or score >= near.score):
+                return Explanation(prompt, None, expert, score, config.threshold or threshold, "")
         if near is None:
             return Explanation(prompt, None, expert, 0.0, None, "")
         threshold = config.threshold or near.threshold
@@ -123,6 +128,18 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
         relation = asked[match.edit][1:]
     name = name_of(editor, match, words)
     return Explanation(prompt, entry, expert, match.score, threshold, words, *relation, name)
+
+
+def nearest_name(editor: EditedModel, prompt: str) -> tuple[float, float | None]:
+    """The largest share of a name's letters that a prompt holds in a row, nearly, and at which that name would be found."""
+    names = [name for name in editor._lead.names(editor.adapter_name) if not name.is_prompt]
+    text, best, threshold = key_of(prompt), 0.0, None
+    for _, score, row in process.extract(text, [name.key for name in names], scorer=fuzz.partial_ratio, limit=10):
+        length = len(names[row].key)
+        score *= min(1.0, len(text) / length) / 100
+        if score > best:
+            best, threshold = score, 1 - names[row].is_near / length
+    return best, threshold
 
 
 def name_of(editor: EditedModel, match: Match, words: str) -> str | None:

@@ -57,8 +57,9 @@ class EditingConfig(PeftConfig):
         deferral (`bool`, *optional*, defaults to `True`):
             Let the base model alone answer what no edit is asked for, as names and questions tell.
         threshold (`float`, *optional*):
-            Lowest score, the share of a name's letters that are right, at which a prompt is in scope; of an edit from an
-            earlier version, the share of its anchor's tokens found in a row. By default each has its own.
+            Lowest score, the share of a name's letters that are right, at which a prompt is in scope, as far as but one
+            is wrong; of an edit from an earlier version, the share of its anchor's tokens found in a row. By default each has
+            its own.
         fuzzy (`bool`, *optional*, defaults to `True`):
             Also find a name of five letters or more of which one letter is missing, added, wrong, or swapped with the next, as
             far as that makes no other word of it.
