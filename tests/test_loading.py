@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lemoe_hf import LEMoEConfig
-from lemoe_hf.routing.vocabulary import MARK, STOP
+from lemoe_hf.routing.names import Names
+from lemoe_hf.routing.vocabulary import MARK, STOP, Vocabulary
 from lemoe_hf.tuners.sizes import LATER
 from tiny import (
     CONFIGS,
@@ -407,7 +408,7 @@ def test_an_adapter_from_before_targets_and_kinds_of_tokens_were_kept_is_loaded_
     kept = {name: tensor for name, tensor in load_file(file).items() if not any(later in name for later in LATER)}
     assert len(kept) == len(load_file(file)) - 11
     save_file(kept, file, {"format": "pt"})
-    sizes = ("num_targets", "num_target_tokens", "num_token_kinds", "num_reply_tokens")
+    sizes = {"num_targets", "num_target_tokens", *Vocabulary.sizes, *Names.sizes}
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k not in sizes}))
     if loads == "from_pretrained":
         loaded = PeftModel.from_pretrained(tiny(), tmp_path).eval()

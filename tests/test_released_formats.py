@@ -2,7 +2,7 @@
 Adapters of every released format load and answer.
 
 `fixtures/format_0` is from before an edit had an end and tokens had kinds: six facts of `facts.py`, made by the editor on the
-model of `learner()`, by each kind of routing.
+model of `learner()`, by each kind of routing. `format_1`, the same six, is from before names were found letter by letter.
 """
 
 from __future__ import annotations

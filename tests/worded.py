@@ -97,7 +97,7 @@ class Reading:
 
 def state_of(text: Text) -> dict:
     """All that a text knows, but for what it looks up again."""
-    return {name: value for name, value in vars(text).items() if name not in ("found", "searched")}
+    return {name: value for name, value in vars(text).items() if name not in ("found", "searched", "spelled")}
 
 
 def targets_of(*targets: tuple[int, Sequence[int]]) -> Targets:

@@ -249,6 +249,7 @@ def inspect(adapter: Path, prompts: list[str], model: str | None, as_json: bool)
         entries = checked_ledger(adapter, config)
         rows = [{"id": entry["id"], "expert": entry["expert"], **entry.get("edit", {})} for entry in entries]
         keys = ("id", "expert", "prompt", "target_new", "subject")
+        keys += ("aliases",) if any("aliases" in row for row in rows) else ()
         beside = config.target_modules
         beside = beside if isinstance(beside, str) else ", ".join(sorted(beside or ()))
         num_experts = len({entry["expert"] for entry in entries})

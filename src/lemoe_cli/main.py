@@ -46,7 +46,8 @@ def before(
 def edit(
     model: Annotated[str, typer.Option("--model", help="Base model: a folder or a Hub id.")],
     edits: Annotated[
-        Path, typer.Option("--edits", help="JSON lines with `prompt`, `target_new` and, better, `subject`.")
+        Path,
+        typer.Option("--edits", help="JSON lines with `prompt`, `target_new` and, better, `subject` and `aliases`."),
     ],
     adapter: Adapter,
     step: Annotated[int, typer.Option(min=1, help="Edits trained side by side and saved together.")] = 64,

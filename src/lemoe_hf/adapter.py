@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from .routing import together
 from .routing.anchors import Anchors
+from .routing.names import Names
 from .routing.relations import TAPS, Relations
 from .routing.router import Router
 from .routing.targets import Targets
@@ -37,6 +38,10 @@ SIZES = {
     "num_target_tokens": ("targets", "tokens"),
     "num_token_kinds": ("vocabulary", "kinds"),
     "num_reply_tokens": ("vocabulary", "reply"),
+    "num_spelling_bytes": ("vocabulary", "spelling"),
+    "num_spelled_tokens": ("vocabulary", "spelling_lengths"),
+    "num_names": ("names", "lengths"),
+    "num_name_letters": ("names", "letters"),
     "num_relation_features": ("relations", "mean"),
     "num_relation_prompts": ("relations", "cohort"),
     "num_relation_marks": ("relations", "marks"),
@@ -98,8 +103,8 @@ class Adapter:
     Args:
         config (`dict`): Of the adapter, as it was saved; all that [`LEMoEConfig`] describes.
         banks (`dict` of `str` to [`Bank`]): The experts, by the name of the module of the base model that they are beside.
-        anchors ([`Anchors`]), targets ([`Targets`]), vocabulary ([`Vocabulary`]), relations ([`Relations`], *optional*):
-            How a text finds them.
+        anchors ([`Anchors`]), names ([`Names`]), targets ([`Targets`]), vocabulary ([`Vocabulary`]),
+        relations ([`Relations`], *optional*): How a text finds them.
         ledger (`list[dict]`): The edits, oldest first.
 
     An engine keeps a [`Text`] of each request and makes an [`ExpertPass`] of each forward pass, with a [`Piece`] for each text
@@ -110,6 +115,7 @@ class Adapter:
     config: dict[str, Any]
     banks: dict[str, Bank]
     anchors: Anchors
+    names: Names
     targets: Targets
     vocabulary: Vocabulary
     relations: Relations | None
@@ -129,7 +135,8 @@ class Adapter:
                 f"cannot do without the model. Load it by `PeftModel.from_pretrained`."
             )
         thresholds = self.config["threshold"], self.config["relation_threshold"]
-        return Router(self.anchors, self.targets, self.vocabulary, self.relations, *thresholds)
+        near = self.config.get("fuzzy", True)
+        return Router(self.anchors, self.targets, self.vocabulary, self.relations, *thresholds, self.names, near)
 
     @property
     def taps(self) -> list[int]:
@@ -153,8 +160,8 @@ class Adapter:
         try:
             return cls._of(config, modules)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if "are damaged" in str(error):  # it says all that is to be said
-                raise
+            if "are damaged" in str(error):  # it says all that is to be said, but where
+                raise ValueError(f"The adapter in {folder} is damaged: {error}") from error
             what = f"{error} is missing" if isinstance(error, KeyError) else error
             raise ValueError(f"The adapter in {folder} is damaged: {what}. Restore it from a copy.") from error
 
@@ -167,11 +174,12 @@ class Adapter:
         together.check_sizes("", {f"{part}.{name}": each for part in lead for name, each in lead[part].items()})
         for parts in modules.values():
             check_sizes({name: config[name] for name in ("num_experts", "num_open_experts")}, parts)
-        anchors, targets, vocabulary = Anchors(), Targets(), Vocabulary()
+        anchors, names, targets, vocabulary = Anchors(), Names(), Targets(), Vocabulary()
         fill(anchors, lead["anchors"])
-        for module, part in ((targets, "targets"), (vocabulary, "vocabulary")):
+        for module, part in ((names, "names"), (targets, "targets"), (vocabulary, "vocabulary")):
             if part in lead:  # adapters from before these were kept have none
-                fill(module, lead[part])
+                empty = {name: tensor for name, tensor in module.named_buffers() if part == "vocabulary"}
+                fill(module, empty | lead[part])  # nor one that did not know yet how tokens are spelled
         relations = None
         if config["relation_gate"] and config["routing"] == "nearest_anchor":
             relations = Relations()
@@ -182,7 +190,7 @@ class Adapter:
         banks = {name: bank_of(config, parts, anchors) for name, parts in modules.items()}
         text = lead["ledger"]["bytes"].numpy().tobytes().decode()
         ledger = [json.loads(line) for line in text.split("\n") if line]
-        return cls(config, banks, anchors, targets, vocabulary, relations, ledger)
+        return cls(config, banks, anchors, names, targets, vocabulary, relations, ledger)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -236,7 +244,7 @@ def check_sizes(config: dict[str, Any], parts: Parts) -> None:
                 raise ValueError(f"the config tells `{size}={config[size]}`, and lemoe_{part}.{name} holds {found}")
 
 
-def fill(module: Anchors | Targets | Vocabulary | Relations, tensors: dict[str, torch.Tensor]) -> None:
+def fill(module: Anchors | Names | Targets | Vocabulary | Relations, tensors: dict[str, torch.Tensor]) -> None:
     """Give a module that holds nothing what was saved of it."""
     for name, empty in module.named_buffers():
         saved = tensors[name]

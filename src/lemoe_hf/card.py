@@ -178,7 +178,12 @@ def render(
     # Of edits of one prompt the last one answers.
     told = {entry["edit"]["prompt"].strip(): entry for entry in entries if "edit" in entry}
     rows = [
-        {"id": entry["id"], "prompt": cell(entry["edit"]["prompt"]), "target_new": cell(entry["edit"]["target_new"])}
+        {
+            "id": entry["id"],
+            "prompt": cell(entry["edit"]["prompt"]),
+            "target_new": cell(entry["edit"]["target_new"]),
+            "aliases": cell(", ".join(entry["edit"].get("aliases", ()))),
+        }
         for entry in list(told.values())[-MOST_ROWS:]
     ]
     card = ModelCard.from_template(

@@ -141,3 +141,50 @@ def test_what_follows_with_a_blank_answer_is_left_out():
         portability_ground_truth=("", "x"),
     )
     assert edit.probes("portability") == [("It is", "x")]
+
+
+# ----------------------------------------------------------------------------------------------------------------- aliases
+
+
+def test_aliases_are_other_names_each_once():
+    edit = Edit(
+        "Who leads the United Kingdom?", "x", subject="United Kingdom", aliases=["UK", "U.K.", "Great Britain"]
+    )
+    assert edit.aliases == ("UK", "Great Britain")
+    assert Edit(**edit.to_dict()) == edit
+    assert Edit("Who leads Zembla?", "x", aliases="Nova Zembla").aliases == ("Nova Zembla",)
+    assert Edit("Who leads Zembla?", "x", aliases=[]).aliases is None
+
+
+@pytest.mark.parametrize(
+    ("aliases", "message"),
+    [
+        ([""], "has no letters"),
+        (["?!"], "has no letters"),
+        (["\u200b"], "has no letters"),
+        (["\ud800"], "has no letters"),
+        (["it"], "is an everyday word"),
+        (["Of the"], "is an everyday word"),
+        ([7], "must be a list of texts"),
+        (7, "must be a list of texts"),
+    ],
+)
+def test_what_can_be_no_alias(aliases, message):
+    with pytest.raises(ValueError, match=message):
+        Edit("Who leads Zembla?", "x", subject="Zembla", aliases=aliases)
+
+
+def test_an_abbreviation_of_an_everyday_words_letters_is_an_alias():
+    assert Edit("Who leads Zembla?", "x", subject="Zembla", aliases=["WHO"]).aliases == ("WHO",)
+
+
+def test_aliases_need_a_subject():
+    with pytest.raises(ValueError, match="Pass `subject` as well"):
+        Edit("what is the colour of the sky", "x", aliases=["UK"])
+
+
+@pytest.mark.parametrize("alias", ["ZEMBLA", "Zém-bla", "“Zembla”"])
+def test_an_alias_that_is_the_subject_is_told(alias):
+    with pytest.warns(UserWarning, match="in another spelling"):
+        edit = Edit("Who leads Zembla?", "x", subject="Zembla", aliases=[alias])
+    assert edit.aliases is None

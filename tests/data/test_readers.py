@@ -148,3 +148,59 @@ def test_what_is_no_list_of_records_says_what_to_pass():
     for wrong in (record, DatasetDict(train=Dataset.from_list([record]))):
         with pytest.raises(ValueError, match=r"list; got a mapping with the keys .*dataset\['train'\]"):
             read_edits(wrong)
+
+
+ALIASED = {
+    "easyedit": {"prompt": "Who leads Zembla?", "target_new": "x", "subject": "Zembla", "aliases": ["Nova"]},
+    "knowedit": {
+        "prompt": "Who leads Zembla?",
+        "target_new": "x",
+        "subject": "Zembla",
+        "locality": {},
+        "subject_aliases": ["Nova", "it", "?"],
+    },
+    "zsre": {"src": "Who leads Zembla?", "alt": "x", "subject": "Zembla", "aliases": "Nova"},
+    "counterfact": {
+        "requested_rewrite": {
+            "prompt": "Who leads {}?",
+            "subject": "Zembla",
+            "target_new": {"str": "x"},
+            "target_true": {"str": "y"},
+            "subject_alias": ["Nova"],
+        }
+    },
+    "mquake": {
+        "requested_rewrite": [
+            {
+                "prompt": "Who leads {}?",
+                "subject": "Zembla",
+                "target_new": {"str": "x"},
+                "target_true": {"str": "y"},
+                "question": "Who?",
+                "aliases": ["Nova"],
+            }
+        ],
+        "questions": ["Why?"],
+        "new_answer": "z",
+    },
+    "wikibigedit": {"update": "Who leads Zembla?", "ans": "x", "subject": "Zembla", "aliases": ["Nova"]},
+    "ultraeditbench": {"prompt": "Who leads Zembla?", "ans": "x", "subject": "Zembla", "aliases": ["Nova"]},
+}
+
+
+@pytest.mark.parametrize("format", ALIASED)
+def test_aliases_are_read(format):
+    (edit,) = read_edits([ALIASED[format]])
+    assert edit.aliases == ("Nova",)
+
+
+def test_a_wrong_alias_in_a_file_is_an_error_that_tells_where(tmp_path):
+    path = tmp_path / "edits.jsonl"
+    path.write_text('{"prompt": "Who leads Zembla?", "target_new": "x", "subject": "Zembla", "aliases": ["?"]}')
+    with pytest.raises(ValueError, match="line 1: The alias '.' of the edit 'Who leads Zembla.' has no letters"):
+        read_edits(path)
+
+
+def test_aliases_of_a_subject_that_is_not_in_the_prompt_are_left_out():
+    (edit,) = read_edits([ALIASED["zsre"] | {"subject": "Rome"}])
+    assert (edit.subject, edit.aliases) == (None, None)

@@ -548,16 +548,15 @@ def test_a_training_loop_may_have_overfilled_the_open_expert(tokenizer):
 
 
 def test_a_threshold_set_by_hand_is_obeyed_and_saved(tokenizer, tmp_path):
-    ids = tokenizer(" Quorvex Institute")["input_ids"]
-    near = "Meet me at the" + tokenizer.decode(ids[: int(len(ids) * 0.6)]) + " now"
-    strict, loose = editor_for(tokenizer), editor_for(tokenizer, threshold=0.5)
+    near = "Meet me at the Quorvex Institte now"
+    strict, loose = editor_for(tokenizer, threshold=0.99), editor_for(tokenizer, threshold=0.9)
     for editor in (strict, loose):
         editor.edit(FACTS[2])
     assert strict.explain(near).deferred
     assert routed_edit(loose, near) == 0
     loose.save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(learner().unload(), tmp_path)
-    assert model.peft_config["default"].threshold == 0.5
+    assert model.peft_config["default"].threshold == 0.9
     assert routed_edit(LifelongEditor(model, tokenizer), near) == 0
 
 

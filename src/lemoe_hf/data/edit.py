@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import regex
+
+from ..routing.small_words import is_everyday
+from ..routing.spelled import written
 
 
 # What measures an edit: one text, or several.
@@ -47,6 +51,9 @@ class Edit:
         target_new (`str`): What it should answer.
         subject (`str`, *optional*): What the fact is about, a part of `prompt`. It lets other phrasings find the
             edit; left out, it is taken to be the longest name in the prompt.
+        aliases (`str` or `Sequence[str]`, *optional*):
+            Other names of the subject, such as "UK" of the United Kingdom, or one of them: they find the edit as the subject
+            does. Case, accents, quotes, hyphens and spaces need no alias, nor does a typo.
         rephrase_prompt (`str` or `Sequence[str]`, *optional*):
             Another phrasing, or several, to measure generality. Never trained on.
         locality_prompt (`str` or `Sequence[str]`, *optional*):
@@ -59,8 +66,8 @@ class Edit:
         portability_ground_truth (`str` or `Sequence[str]`, *optional*): The answer to it, or one to each of them.
 
     Raises:
-        ValueError: If prompt or target is empty, a field is no text, the subject is not a part of the prompt, or
-            prompts and their ground truth do not match.
+        ValueError: If prompt or target is empty, a field is no text, the subject is not a part of the prompt, an alias has no
+            letters or is an everyday word such as "it", or prompts and their ground truth do not match.
     """
 
     prompt: str
@@ -72,6 +79,7 @@ class Edit:
     ground_truth: str | None = None
     portability_prompt: str | tuple[str, ...] | None = None
     portability_ground_truth: str | tuple[str, ...] | None = None
+    aliases: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "target_new"):
@@ -97,6 +105,8 @@ class Edit:
                 f"`subject` must be a part of `prompt`, letter by letter; got {self.subject!r} for {self.prompt!r}. "
                 f"Leave it out to have it found."
             )
+        if self.aliases is not None:
+            object.__setattr__(self, "aliases", checked_aliases(self))
         for kind in ("locality", "portability"):
             self._check_ground_truth(kind)
 
@@ -158,6 +168,48 @@ def check_text(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         where = f"{text[error.start]!r} at {error.start}"
         raise ValueError(f"{name} holds half a character ({where}): it is no text. Read it again as UTF-8.") from None
+
+
+def checked_aliases(edit: Edit) -> tuple[str, ...] | None:
+    """The aliases of an edit, without those that are its subject in another spelling; `None` where none is left."""
+    texts = (edit.aliases,) if isinstance(edit.aliases, str) else edit.aliases
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`aliases` of an edit must be a list of texts; got {edit.aliases!r}.")
+    span = edit.subject_span()
+    if texts and span is None:
+        raise ValueError(
+            f"`aliases` are other names of the subject, and none is found in {edit.prompt!r}. Pass `subject` as well; the "
+            f"aliases are {texts!r}."
+        )
+    subject = key_of(edit.prompt[slice(*span)]) if span else ""
+    known, kept = {subject}, []
+    for text in texts:
+        reason = wrong_alias(text)
+        if reason:
+            raise ValueError(f"The alias {text!r} of the edit {edit.prompt!r} {reason}.")
+        if key_of(text) == subject:
+            warnings.warn(
+                f"The alias {text!r} of {edit.prompt!r} is its subject in another spelling, which finds it anyhow.",
+                stacklevel=4,
+            )
+        if key_of(text) not in known:
+            known.add(key_of(text))
+            kept.append(text)
+    return tuple(kept) or None
+
+
+def wrong_alias(text: str) -> str | None:
+    """Why a text can be no alias."""
+    if not key_of(text):
+        return "has no letters: it would be found nowhere. Leave it out"
+    if is_everyday(written(text)):
+        return "is an everyday word, which would be found everywhere. Leave it out, or write it with its capitals"
+    return None
+
+
+def key_of(name: str) -> str:
+    """What of a name is compared: names of one key are one name."""
+    return written(name).replace(" ", "").casefold()
 
 
 def _several(texts: str | tuple[str, ...] | None) -> tuple[str, ...]:

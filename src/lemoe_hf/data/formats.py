@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .edit import Edit
+from .edit import Edit, wrong_alias
 
 
 Record = Mapping[str, Any]
@@ -33,7 +33,8 @@ def knowedit(record: Record) -> list[Edit]:
     if "text" in record:
         names = {"prompt": "text", "target_new": "labels", "subject": "concept"}
         record = {**record, **{name: record[key] for name, key in names.items()}}
-    return easyedit({**record, "subject": part_of(record["prompt"], record.get("subject"))})
+    subject = part_of(record["prompt"], record.get("subject"))
+    return easyedit({**record, "subject": subject, "aliases": None, **aliased(record, subject)})
 
 
 def zsre(record: Record) -> list[Edit]:
@@ -51,6 +52,7 @@ def zsre(record: Record) -> list[Edit]:
             target,
             subject=part_of(record["src"], record.get("subject")),
             ground_truth=answer if "alt" in record else None,
+            **aliased(record, part_of(record["src"], record.get("subject"))),
             **rephrased(record.get("rephrase")),
             **probed("locality", [(record.get("loc"), record.get("loc_ans"))]),
             **probed("portability", grouped(record.get("portability"))),
@@ -86,6 +88,7 @@ def wikibigedit(record: Record) -> list[Edit]:
             record["update"],
             record["ans"],
             subject=part_of(record["update"], record.get("subject")),
+            **aliased(record, part_of(record["update"], record.get("subject"))),
             **rephrased(record.get("rephrase"), record.get("personas")),
             **probed("locality", [(record.get("loc"), record.get("loc_ans"))]),
             **probed("portability", [(record.get("mhop"), record.get("mhop_ans"))]),
@@ -100,6 +103,7 @@ def ultraeditbench(record: Record) -> list[Edit]:
             record["prompt"],
             record["ans"],
             subject=part_of(record["prompt"], record.get("subject")),
+            **aliased(record, part_of(record["prompt"], record.get("subject"))),
             **rephrased(record.get("rephrase_prompt")),
             **probed("locality", [(record.get("loc"), record.get("loc_ans"))]),
         )
@@ -123,12 +127,21 @@ def rewritten(rewrite: Record, **fields: Any) -> Edit:
     prompt = rewrite["prompt"].replace("{}", rewrite["subject"])
     subject = part_of(prompt, rewrite["subject"])
     old = target(rewrite, "target_true")
+    fields |= aliased(rewrite, subject)
     return Edit(prompt, target(rewrite, "target_new"), subject=subject, ground_truth=old, **fields)
 
 
 def target(rewrite: Record, key: str) -> Any:
     """`{"str": ...}`; MQuAKE-Remastered has it flat."""
     return rewrite[f"{key}_str"] if f"{key}_str" in rewrite else rewrite[key]["str"]
+
+
+def aliased(record: Record, subject: str | None) -> dict[str, Any]:
+    """Other names of the subject, as Wikidata has them; those that are no names by which it could be found are left out."""
+    texts = record.get("aliases") or record.get("subject_aliases") or record.get("subject_alias") or ()
+    texts = [texts] if isinstance(texts, str) else texts
+    kept = [text for text in texts if is_text(text) and not wrong_alias(text)] if subject else []
+    return {"aliases": tuple(kept)} if kept else {}
 
 
 def rephrased(*prompts: Any) -> dict[str, Any]:

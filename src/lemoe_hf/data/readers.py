@@ -26,7 +26,10 @@ def read_edits(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], for
     | `wikibigedit` | `update`, `ans` | `ans` | `rephrase`, `personas` | `loc` | `mhop` |
     | `ultraeditbench` | `prompt`, `ans` | `ans` | `rephrase_prompt` | `loc` | |
 
-    Other keys are ignored. A subject that is not literally a part of its prompt is left out, except in `easyedit`. Of
+    Other names of the subject are read from `aliases`, in the other formats than `easyedit` also from `subject_aliases` or
+    `subject_alias`, beside it. Other keys are ignored.
+
+    A subject that is not literally a part of its prompt is left out, except in `easyedit`. Of
     several accepted answers the first is taken.
 
     Args:

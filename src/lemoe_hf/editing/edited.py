@@ -97,11 +97,12 @@ class EditedModel:
         """
         self.tuner.check_deferral(self.adapter_name)
         lead, versions = self._lead, self.tuner.context.versions
-        fewer = copied(lead.anchors(self.adapter_name))
-        for edit_id in edit_ids:
-            fewer.remove(edit_id)
         seen = versions.latest(self.tuner.context.layers)
-        seen.parts[lead, f"{lead.prefix}anchors", self.adapter_name] = fewer
+        for part in ("anchors", "names"):
+            fewer = copied(lead.part(part, self.adapter_name))
+            for edit_id in edit_ids:
+                fewer.remove(edit_id)
+            seen.parts[lead, lead.prefix + part, self.adapter_name] = fewer
         self.left_out = set(edit_ids)
         try:
             with versions.seeing(seen):

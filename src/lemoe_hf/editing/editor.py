@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from ..data.edit import Edit
 from ..generation import evaluating
 from ..routing.anchors import Anchor
+from ..routing.name_index import Name
+from .aliases import add_alias, warn_of_others
 from .arguments import EditingArguments
 from .edited import EditedModel
 from .elder import ELDERProcedure
@@ -26,6 +29,7 @@ from .procedure import Group
 from .push import push_model
 from .result import EditResult
 from .save import save_adapter
+from .spelling import Naming
 from .tokens import Calibration
 from .training import EditingError, in_plain_mode, warn_of_unlearned
 
@@ -70,6 +74,7 @@ class LifelongEditor(EditedModel):
         self.arguments = arguments or replace(procedure.default_arguments(self.config))
         self._procedure = procedure(self, self.arguments)
         self._calibration: Calibration | None = None
+        self._naming: Naming | None = None
 
     # --------------------------------------------------------------------------------------------------------- editing
 
@@ -108,13 +113,13 @@ class LifelongEditor(EditedModel):
         Telling relations apart is learned for the first adapter of a base model (see `fit_relations`), in some seconds.
         """
         if self._calibration is None:
-            self._calibration = Calibration(self.tokenizer)
+            self._calibration, self._naming = Calibration(self.tokenizer), Naming()
         prepare(self._procedure)
 
     def _make(self, group: Group) -> list[dict]:
         """Train and commit a group."""
-        anchors, entries = self._to_store(group)
-        by_subject = sorted({anchor.edit for anchor in anchors if not anchor.is_prompt})
+        anchors, names, entries = self._to_store(group)
+        by_subject = sorted({found.edit for found in (*anchors, *names) if not found.is_prompt})
         about = [item for entry, item in zip(entries, group.items, strict=True) if entry["id"] in by_subject]
         with self._procedure.making():
             keys = keys_of(self._procedure, about)
@@ -130,6 +135,7 @@ class LifelongEditor(EditedModel):
                 message = f"{error} Nothing of this batch was kept. Edits: {failed}."
                 raise EditingError(message, error.experts) from None
             self._procedure.commit(group, anchors, entries, targets)
+            self._lead.name(self.adapter_name, names)
             if keys is not None:
                 self._lead.remember(self.adapter_name, by_subject, keys)
         return [
@@ -137,14 +143,38 @@ class LifelongEditor(EditedModel):
             for entry, loss, steps in zip(entries, outcome.losses, outcome.steps, strict=True)
         ]
 
-    def _to_store(self, group: Group) -> tuple[list[Anchor], list[dict]]:
-        """Anchors and ledger entries of edits that are about to be made."""
-        first_id, anchors, entries = self._lead.next_edit(self.adapter_name), [], []
+    def _to_store(self, group: Group) -> tuple[list[Anchor], list[Name], list[dict]]:
+        """Anchors, names and ledger entries of edits that are about to be made."""
+        lead = self._lead
+        first_id, anchors, names, entries = lead.next_edit(self.adapter_name), [], [], []
+        spells = self.config.finds_names and lead.vocabulary(self.adapter_name).is_spelled
         made = zip(group.edits, group.items, self._procedure.experts_of(group), strict=True)
         for edit_id, (edit, item, expert) in enumerate(made, first_id):
             entries.append({"id": edit_id, "expert": expert, "edit": edit.to_dict()})
-            anchors += self._calibration.anchors(item, edit_id, expert)
-        return anchors, entries
+            found = self._calibration.anchors(item, edit_id, expert)
+            if spells:  # then only the prompt is looked for by its tokens
+                found = [anchor for anchor in found if anchor.is_prompt]
+                names += self._naming.names(edit, edit_id)
+                warn_of_others(lead.names(self.adapter_name), edit, edit.aliases or ())
+            elif edit.aliases:
+                warnings.warn(
+                    f"The aliases {edit.aliases} of {edit.prompt!r} are of no use: this adapter finds edits by tokens alone.",
+                    stacklevel=4,
+                )
+            anchors += found
+        return anchors, names, entries
+
+    def add_alias(self, edit_id: int, alias: str) -> None:
+        """
+        Let an edit also be found by another name of its subject. Undoing the edit takes it back as well.
+
+        Raises:
+            KeyError: If there is no such edit.
+            ValueError: If the alias can be none (it has no letters or is an everyday word), if the edit has no subject, if its
+                texts are not known, or if the adapter finds edits by tokens alone.
+        """
+        self.prepare()
+        add_alias(self, self._naming, edit_id, alias)
 
     # ------------------------------------------------------------------------------------------------ looking and undo
 

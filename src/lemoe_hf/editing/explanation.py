@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from rapidfuzz import fuzz, process
 
-from ..data.edit import check_text
+from ..data.edit import check_text, key_of
 from ..generation import evaluating, pad_right
 from ..routing.anchors import Match
 from ..routing.text import Question, Text
@@ -24,9 +25,11 @@ class Explanation:
         entry (`dict`, *optional*): The ledger's entry of the edit that answers; `None` where the base model does, or
             an expert that a router has chosen for a prompt of no edit of its own.
         expert (`int`, *optional*): The expert that answers; `None` where the base model does.
-        score (`float`): Share of the best anchor's tokens found in a row.
+        score (`float`): Share of the name's letters that are right; of an anchor's tokens that were found in a row.
         threshold (`float`, *optional*): Share at which that anchor is found; `None` where no anchor comes near.
         matched (`str`): The part of the prompt that was recognised.
+        name (`str`, *optional*): The name of the edit that it was recognised as, where that has other letters: the part of the
+            prompt has one wrong.
         relation_score (`float`, *optional*):
             How surely the prompt asks for what the edit is about, in standard deviations; `None` where that was not
             looked at, since the prompt is the edit's own, the config does not ask for it, or the subject begins a longer
@@ -42,23 +45,24 @@ class Explanation:
     matched: str
     relation_score: float | None = None
     relation_threshold: float | None = None
+    name: str | None = None
 
     @property
     def deferred(self) -> bool:
         return self.expert is None
 
     def __str__(self) -> str:
-        asks = ""
+        asks, called = "", f" ({self.name!r})" if self.name else ""
         if self.relation_score is not None:
             asks = f"asks for what it is about by {self.relation_score:.1f}, threshold {self.relation_threshold:.1f}"
         if self.deferred and self.matched:
-            why = f"the prompt {asks}" if asks else "begins a longer name here"
-            return f"{self.prompt!r}: the base model answers ({self.matched!r} was edited, but {why})."
+            why = f"the prompt {asks}" if asks else "is part of a longer name here"
+            return f"{self.prompt!r}: the base model answers ({self.matched!r}{called} was edited, but {why})."
         if self.deferred:
             near = (
                 "nothing like it was edited"
                 if self.threshold is None
-                else f"the nearest anchor scores {self.score:.2f}, below its threshold of {self.threshold:.2f}"
+                else f"the nearest name scores {self.score:.2f}, below its threshold of {self.threshold:.2f}"
             )
             return f"{self.prompt!r}: the base model answers ({near})."
         if self.entry is None:
@@ -67,7 +71,7 @@ class Explanation:
         what = f"{edit['prompt']!r} -> {edit['target_new']!r}" if edit else "its texts were not shared"
         return (
             f"{self.prompt!r}: edit {self.entry['id']} answers ({what}), expert "
-            f"{self.expert}, for {self.matched!r}: score {self.score:.2f}, threshold {self.threshold:.2f}"
+            f"{self.expert}, for {self.matched!r}{called}: score {self.score:.2f}, threshold {self.threshold:.2f}"
             + (f"; {asks}." if asks else ".")
         )
 
@@ -97,6 +101,7 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
             if known is None or score - option.threshold > known[1] - known[2]:
                 asked[option.edit] = (option.name, score, option.threshold)
     found = text.found or anchors.find(torch.tensor([ids]), config.threshold)[0]
+    found = found + [each.own for each in questions if each.own is not None]
     matches = [match for match in found if match.expert == expert]
     if text.acting is not None:  # experts may hold several edits
         matches = [match for match in matches if match.edit == text.acting.edit]
@@ -104,7 +109,11 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
         nearest = max(asked, key=lambda edit: asked[edit][1] - asked[edit][2])
         matches = [match for match in found if match.edit == nearest]
     if not matches:
-        near = max(anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
+        near = max(found or anchors.find(torch.tensor([ids]), 1e-6)[0], key=lambda match: match.score, default=None)
+        if not found:
+            score, threshold = nearest_name(editor, prompt)
+            if threshold is not None and (near is None or score >= near.score):
+                return Explanation(prompt, None, expert, score, config.threshold or threshold, "")
         if near is None:
             return Explanation(prompt, None, expert, 0.0, None, "")
         threshold = config.threshold or near.threshold
@@ -118,7 +127,29 @@ def explain(editor: EditedModel, prompt: str) -> Explanation:
     relation = (None, None)
     if match.edit in asked and not match.is_prompt and asked[match.edit][2] > -torch.inf:
         relation = asked[match.edit][1:]
-    return Explanation(prompt, entry, expert, match.score, threshold, words, *relation)
+    name = name_of(editor, match, words)
+    return Explanation(prompt, entry, expert, match.score, threshold, words, *relation, name)
+
+
+def nearest_name(editor: EditedModel, prompt: str) -> tuple[float, float | None]:
+    """The largest share of a name's letters that a prompt holds in a row, nearly, and at which that name would be found."""
+    names = [name for name in editor._lead.names(editor.adapter_name) if not name.is_prompt]
+    text, best, threshold = key_of(prompt), 0.0, None
+    for _, score, row in process.extract(text, [name.key for name in names], scorer=fuzz.partial_ratio, limit=10):
+        length = len(names[row].key)
+        score *= min(1.0, len(text) / length) / 100
+        if score > best:
+            best, threshold = score, 1 - names[row].is_near / length
+    return best, threshold
+
+
+def name_of(editor: EditedModel, match: Match, words: str) -> str | None:
+    """The name of an edit that was found with a letter wrong, as its ledger has it."""
+    if not match.name or key_of(words) == key_of(match.name):
+        return None
+    edit = next((entry.get("edit") for entry in editor.edits() if entry["id"] == match.edit), None)
+    told = [*(edit or {}).get("aliases", ()), (edit or {}).get("subject", "")]
+    return next((text for text in told if key_of(text) == key_of(match.name)), match.name)
 
 
 @torch.no_grad()

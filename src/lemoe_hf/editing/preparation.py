@@ -12,6 +12,7 @@ from ..routing.relations import Relations
 from .procedure import Procedure
 from .relations import fit_relations, learn_vocabulary, relation_keys
 from .scale import output_scale
+from .spelling import learn_spelling
 from .tokens import TokenizedEdit
 from .vocabularies import note_tokenizer
 
@@ -32,6 +33,8 @@ def prepare(procedure: Procedure) -> None:
         relations = relations_of(procedure)
         if not lead.vocabulary(name).is_known:
             learn_vocabulary(lead.changed("vocabulary", name), tokenizer)
+        if procedure.config.finds_names and not lead.vocabulary(name).is_spelled:
+            learn_spelling(lead.changed("vocabulary", name), tokenizer)
         if relations is not None and not relations.is_fitted:
             relations = lead.changed("relations", name)
             fit_relations(relations, lead.vocabulary(name), root, tokenizer)

@@ -79,8 +79,8 @@ def push_folder(
 
     With `push_edits=False` nothing tells what was edited in words: no `edits.jsonl`, no table on the card, and in the list of
     edits inside the weights only the `id` and the `expert` of each. Such an adapter routes, answers, takes further edits and
-    undoes by id as any other. It is not encrypted: the weights hold the tokens of each edit's prompt, subject and target,
-    by which prompts are found and answers end, and which the base model's tokenizer turns into text again, and the model
+    undoes by id as any other. It is not encrypted: the weights hold tokens and letters of each edit's prompt, subject,
+    aliases and target, by which prompts are found and answers end, and which anyone can turn into text again, and the model
     gives the answers to whoever asks. Revisions that were pushed with the texts keep them.
 
     Args:

@@ -44,7 +44,8 @@ class Match:
     An anchor found in a text, in columns `first` to `last` with the share `score` of its tokens.
 
     It is found as soon as enough of them have come, in the column `reached`. Where it is a subject, `rivals` are matches of
-    other edits of that subject.
+    other edits of that subject. Of a name that was found letter by letter, `name` tells which, and `place` from where to where
+    among the letters of the text.
     """
 
     first: int
@@ -57,6 +58,8 @@ class Match:
     threshold: float
     reached: int = 0
     rivals: tuple[Match, ...] = ()
+    name: str = ""
+    place: tuple[int, int] = (0, 0)
 
 
 class Anchors(Frozen):

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from .anchors import Anchors, Match
+from .names import Names
+from .naming import begins_with_another, named, respelled_prompt, search
 from .relations import Relations, features_of, words_of
 from .scope import names, own_prompt
 from .targets import Targets
@@ -51,6 +53,8 @@ class Router:
         vocabulary ([`Vocabulary`]): What the tokens are.
         relations ([`Relations`], *optional*): Without them a subject alone asks for its edits.
         threshold (`float`, *optional*), relation_threshold (`float`, *optional*): Replace those of anchors and relations.
+        names ([`Names`], *optional*): Of the edits that are found letter by letter.
+        near (`bool`): Whether names are also found with one letter wrong.
     """
 
     anchors: Anchors
@@ -59,6 +63,8 @@ class Router:
     relations: Relations | None = None
     threshold: float | None = None
     relation_threshold: float | None = None
+    names: Names | None = None
+    near: bool = True
 
     def questions(self, askings: Sequence[Asking]) -> None:
         """Find out at which new columns of texts a question may end, and what it may ask for."""
@@ -83,6 +89,20 @@ class Router:
             ids[row, : len(text)] = torch.tensor(text.ids)
         for text, found in zip(grown, self.anchors.find(ids, self.threshold), strict=True):
             text.found, text.searched = found, len(text)
+            if self._spells:
+                text.found = found + self._find_names(text)
+
+    def _find_names(self, text: Text) -> list[Match]:
+        """Names in a text that has grown; only what is new is searched."""
+        spellings, spelled = self.vocabulary.spellings, text.spelled
+        for token in text.ids[spelled.columns :]:
+            spelled.read(spellings.of(token))
+        search(spelled, self.names, spellings.everyday, self.near, self.anchors.expert_of)
+        return spelled.found
+
+    @property
+    def _spells(self) -> bool:
+        return self.names is not None and len(self.names) > 0 and self.vocabulary.is_spelled
 
     def _questions(self, text: Text, first: int) -> list[Question]:
         """
@@ -100,17 +120,25 @@ class Router:
         return [each for each in questions if each.kind != "guess" or each.own or each.options]
 
     def _question(self, text: Text, column: int, kind: str) -> Question:
-        own = own_prompt(text.found, column, text.said_until(column) if kind == "end" else column)
+        said_until = text.said_until(column) if kind == "end" else column
+        own, found = own_prompt(text.found, column, said_until), text.found
+        if self._spells:
+            if own is None and kind != "guess":
+                own = respelled_prompt(text.spelled, self.names, column, said_until, self.anchors.expert_of)
+            letter_by_letter = named(text.spelled, self.names, column, kind != "guess", self.threshold)
+            found = [match for match in found if not match.name] + letter_by_letter
+            if own is not None and begins_with_another(own, text.spelled.found, letter_by_letter):
+                own = None
         if own is not None:
             return Question(column, kind, own, [])
-        named = names(self.anchors, text.found, text.ids, self.vocabulary, column)
+        about = names(self.anchors, found, text.ids, self.vocabulary, column)
         # A subject that is named after the end of a sentence takes over; within a sentence, what is asked decides.
-        named = [match for match in named if not any(text.begins[other.first] > match.last for other in named)]
+        about = [match for match in about if not any(text.begins[other.first] > match.last for other in about)]
         if kind == "guess":
-            named = [match for match in named if text.begins[column] <= match.last]
+            about = [match for match in about if text.begins[column] <= match.last]
         options = [
             self._option(match, each)
-            for match in named
+            for match in about
             for each in (match, *match.rivals)
             if not self._is_about_another(text, column, each)
         ]

@@ -32,7 +32,7 @@ def names(
         for match in found
         if not match.is_prompt and match.reached <= column
     ]
-    seen = [match for match in seen if not begins_longer_name(anchors, match, ids, vocabulary, column)]
+    seen = [match for match in seen if match.name or not begins_longer_name(anchors, match, ids, vocabulary, column)]
     spans: dict[tuple[int, int], list[Match]] = {}
     for match in seen:
         spans.setdefault((match.first, match.last), []).append(match)

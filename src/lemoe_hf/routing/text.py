@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from .anchors import Match
 from .answer import Answer
+from .spelled import Spelled
 from .tokens import Tokens
 from .vocabulary import MARK
 
@@ -135,6 +136,7 @@ class Text(Tokens):
     answers_all: bool = False
     found: list[Match] = field(default_factory=list)
     searched: int = 0  # tokens of which the matches are known
+    spelled: Spelled = field(default_factory=Spelled)  # as far as it was searched for names
     decisions: list[Decision] = field(default_factory=list)
     answer: Answer | None = None
     acting: Decision | None = None
@@ -149,7 +151,7 @@ class Text(Tokens):
             for decision in self.decisions
             if decision.column < length
         ]
-        self.found, self.searched = [], 0
+        self.found, self.searched, self.spelled = [], 0, Spelled()
         self.acted = self.acted if self.acted < length else ENDLESS
         if self.mixed is not None and length < len(self.mixed.prompt):
             self.mixed = None
@@ -166,6 +168,7 @@ class Text(Tokens):
         for name, value in vars(self).items():
             if isinstance(value, (list, set)):
                 setattr(copied, name, copy(value))
+        copied.spelled = self.spelled.copy()
         copied.decisions, copied.acting, copied.answer = deepcopy((self.decisions, self.acting, self.answer))
         return copied
 

@@ -12,6 +12,7 @@ RESTORE = "Restore the file from a copy."
 # Tensors that go together, item by item.
 TOGETHER = (
     tuple(f"anchors.{name}" for name in ("lengths", "edit", "expert", "start", "threshold", "is_prompt")),
+    ("names.lengths", "names.edit", "names.flags"),
     ("targets.lengths", "targets.edit"),
     ("relations.keys", "relations.edit", "relations.threshold"),
     ("relations.mean", "relations.directions"),
@@ -28,11 +29,12 @@ def check_sizes(prefix: str, tensors: Mapping[str, torch.Tensor]) -> None:
         sizes = {prefix + name: len(tensors[prefix + name]) for name in names if prefix + name in tensors}
         if len(set(sizes.values())) > 1:
             raise wrong(f"{prefix}{names[0].partition('.')[0]}", f"have unequal lengths, {sizes}")
-    for part in ("anchors", "targets"):
-        lengths = tensors.get(f"{prefix}{part}.lengths")
-        if lengths is not None and int(lengths.long().sum()) != len(tensors[f"{prefix}{part}.tokens"]):
-            found = f"has {len(tensors[f'{prefix}{part}.tokens'])} tokens, and its lengths tell of {int(lengths.long().sum())}"
-            raise wrong(f"{prefix}{part}.tokens", found)
+    flat = (("anchors", "tokens"), ("targets", "tokens"), ("names", "letters"), ("vocabulary", "spelling"))
+    for part, name in flat:
+        lengths = tensors.get(f"{prefix}{part}.{'spelling_' if part == 'vocabulary' else ''}lengths")
+        if lengths is not None and int(lengths.long().sum()) != len(tensors[f"{prefix}{part}.{name}"]):
+            found = f"has {len(tensors[f'{prefix}{part}.{name}'])} {name}, and its lengths tell of {int(lengths.long().sum())}"
+            raise wrong(f"{prefix}{part}.{name}", found)
     starts = tensors.get(f"{prefix}anchors.start")
     if starts is not None and not bool((starts < tensors[f"{prefix}anchors.lengths"]).all()):
         raise wrong(f"{prefix}anchors.start", "lies behind the end of its anchor")

@@ -85,8 +85,12 @@ class EditingConfig(PeftConfig):
         deferral (`bool`, *optional*, defaults to `True`):
             Let the base model alone answer what no edit is asked for, as names and questions tell.
         threshold (`float`, *optional*):
-            Lowest score, the share of an anchor's tokens found in a row, at which a prompt is in scope. By default every
-            anchor has its own, calibrated when the edit is made against prompts that no edit is about.
+            Lowest score, the share of a name's letters that are right, at which a prompt is in scope, as far as but one
+            is wrong; of an edit from an earlier version, the share of its anchor's tokens found in a row. By default each has
+            its own.
+        fuzzy (`bool`, *optional*, defaults to `True`):
+            Also find a name of five letters or more of which one letter is missing, added, wrong, or swapped with the next, as
+            far as that makes no other word of it.
         relation_gate (`bool`, *optional*, defaults to `True`):
             Let a prompt that names an edit's subject, and no longer name that begins with it, reach the edit only if it
             also asks for what the edit is about. `False` lets the edit answer whatever is asked about its subject.
@@ -98,6 +102,7 @@ class EditingConfig(PeftConfig):
 
     Args:
         num_anchors, num_anchor_tokens, num_ledger_bytes, num_targets, num_target_tokens, num_token_kinds, num_reply_tokens,
+        num_spelling_bytes, num_spelled_tokens, num_names, num_name_letters,
         num_relation_features, num_relation_prompts, num_relation_marks, num_relation_stops, num_relation_continuing,
         num_relation_keys, num_relation_emphasis (`int`):
             Sizes of what is stored of the edits.
@@ -121,6 +126,7 @@ class EditingConfig(PeftConfig):
 
     deferral: bool = True
     threshold: Optional[float] = None
+    fuzzy: bool = True
     relation_gate: bool = True
     relation_threshold: Optional[float] = None
 
@@ -131,6 +137,10 @@ class EditingConfig(PeftConfig):
     num_target_tokens: int = 0
     num_token_kinds: int = 0
     num_reply_tokens: int = 0
+    num_spelling_bytes: int = 0
+    num_spelled_tokens: int = 0
+    num_names: int = 0
+    num_name_letters: int = 0
     num_relation_features: int = 0
     num_relation_prompts: int = 0
     num_relation_marks: int = 0
@@ -226,6 +236,11 @@ class EditingConfig(PeftConfig):
     def asks_relation(self) -> bool:
         """Whether edits act only where they are asked for."""
         return self.relation_gate and self.deferral
+
+    @property
+    def finds_names(self) -> bool:
+        """Whether edits are found by names, letter by letter, and not by tokens alone."""
+        return False
 
     @property
     def edits_alone(self) -> bool:

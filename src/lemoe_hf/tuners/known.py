@@ -11,6 +11,8 @@ from torch import nn
 
 from ..routing.anchors import Anchor, Anchors
 from ..routing.context import RoutingContext
+from ..routing.name_index import Name
+from ..routing.names import Names
 from ..routing.relations import Relations
 from ..routing.router import Router
 from ..routing.targets import Targets
@@ -23,7 +25,7 @@ from .stamp import Stamp
 
 
 # In the order in which it is saved.
-KNOWN = ("anchors", "targets", "vocabulary", "relations", "ledger", "stamp")
+KNOWN = ("anchors", "names", "targets", "vocabulary", "relations", "ledger", "stamp")
 
 
 class KnownEdits:
@@ -69,6 +71,7 @@ class KnownEdits:
     def lead(self, adapter_name: str, config: EditingConfig) -> None:
         """Make room for what is known of an adapter's edits."""
         self.container("anchors")[adapter_name] = Anchors(config.num_anchors, config.num_anchor_tokens)
+        self.container("names")[adapter_name] = Names(*(getattr(config, name) for name in Names.sizes))
         self.container("targets")[adapter_name] = Targets(*(getattr(config, name) for name in Targets.sizes))
         sizes = [getattr(config, name) for name in Vocabulary.sizes]
         self.container("vocabulary")[adapter_name] = Vocabulary(*sizes)
@@ -95,6 +98,9 @@ class KnownEdits:
 
     def anchors(self, adapter_name: str) -> Anchors:
         return self.part("anchors", adapter_name)
+
+    def names(self, adapter_name: str) -> Names:
+        return self.part("names", adapter_name)
 
     def targets(self, adapter_name: str) -> Targets:
         return self.part("targets", adapter_name)
@@ -123,6 +129,8 @@ class KnownEdits:
             self.relations(adapter_name),
             config.threshold,
             config.relation_threshold,
+            self.names(adapter_name),
+            config.fuzzy,
         )
 
     def store(
@@ -139,6 +147,11 @@ class KnownEdits:
             self.changed("anchors", adapter_name).add(anchors)
             self.changed("targets", adapter_name).add(targets)
             self.changed("ledger", adapter_name).write(lines_of(entries))
+
+    def name(self, adapter_name: str, names: list[Name]) -> None:
+        """Append names of edits, by which they are found letter by letter."""
+        with self.changing(adapter_name):
+            self.changed("names", adapter_name).add(names)
 
     def remember(self, adapter_name: str, edits: list[int], embedded: torch.Tensor) -> None:
         """Append keys of edits, as [`Relations.add`] does: from now on they act only where they are asked for."""

@@ -268,6 +268,7 @@ class EditingModel(BaseTuner):
         with lead.changing(name):
             lead.reserve(name, lead.next_edit(name))
             lead.changed("anchors", name).remove(edit)
+            lead.changed("names", name).remove(edit)
             lead.changed("targets", name).remove(edit)
             if lead.relations(name) is not None:
                 lead.changed("relations", name).remove(edit)

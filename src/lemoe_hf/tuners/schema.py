@@ -42,11 +42,17 @@ SCHEMA = {
     "anchors.start": TOKENS,
     "anchors.threshold": Rule(torch.float32, torch.finfo(torch.float32).tiny, 1),
     "anchors.is_prompt": Rule(torch.bool),
+    "names.letters": Rule(torch.int32, 0, 0x10FFFF),
+    "names.lengths": Rule(torch.int32, 1, 2**31 - 1),
+    "names.edit": EDIT,
+    "names.flags": Rule(torch.uint8),
     "targets.tokens": TOKENS,
     "targets.lengths": Rule(torch.int32, 1, 2**31 - 1),
     "targets.edit": EDIT,
     "vocabulary.kinds": Rule(torch.int16, 0, KINDS),
     "vocabulary.reply": TOKENS,
+    "vocabulary.spelling": Rule(torch.uint8),
+    "vocabulary.spelling_lengths": Rule(torch.int16, 0, 2**15 - 1),
     "relations.mean": Rule(torch.float32),
     "relations.directions": VECTORS,
     "relations.emphasis": Rule(torch.float32),
@@ -66,7 +72,8 @@ SCHEMA = {
     "stamp.vocabulary": Rule(torch.uint8, length=DIGEST),
     "stamp.num_tokens": Rule(torch.int64, 0, 2**31 - 1, length=1),
 }
-OPTIONAL = {"relations.emphasis"}  # adapters from before it was kept do not have it
+# Adapters from before these were kept do not have them.
+OPTIONAL = {"relations.emphasis", "vocabulary.spelling", "vocabulary.spelling_lengths"}
 ANY_NUMBER = {"stamp.weights"}  # what cannot be read of a base model is NaN
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..routing.anchors import Anchors
+from ..routing.names import Names
 from ..routing.relations import Relations
 from ..routing.targets import Targets
 from .config import EditingConfig
@@ -17,8 +18,8 @@ from .stamp import Stamp
 
 
 # What adapters from before these were kept do not have, and are loaded without.
-LATER = ("targets", "vocabulary", "stamp")
-LATER_TENSORS = ("emphasis",)
+LATER = ("names", "targets", "vocabulary", "stamp")
+LATER_TENSORS = ("emphasis", "spelling", "spelling_lengths")
 
 
 class Storing(Protocol):
@@ -37,6 +38,7 @@ class Storing(Protocol):
     def container(self, name: str) -> nn.ModuleDict: ...
     def leads(self, adapter_name: str) -> bool: ...
     def anchors(self, adapter_name: str) -> Anchors: ...
+    def names(self, adapter_name: str) -> Names: ...
     def targets(self, adapter_name: str) -> Targets: ...
     def relations(self, adapter_name: str) -> Relations | None: ...
     def ledger(self, adapter_name: str) -> Bytes: ...
@@ -57,7 +59,7 @@ def sizes_of(layer: Storing, adapter_name: str) -> dict[str, int]:
         layer.targets(adapter_name),
         layer.relations(adapter_name),
     )
-    vocabulary = layer.part("vocabulary", adapter_name)
+    names, vocabulary = layer.names(adapter_name), layer.part("vocabulary", adapter_name)
     sizes = {
         "num_anchors": len(anchors),
         "num_anchor_tokens": len(anchors.tokens),
@@ -66,6 +68,10 @@ def sizes_of(layer: Storing, adapter_name: str) -> dict[str, int]:
         "num_target_tokens": len(targets.tokens),
         "num_token_kinds": len(vocabulary.kinds),
         "num_reply_tokens": len(vocabulary.reply),
+        "num_spelling_bytes": len(vocabulary.spelling),
+        "num_spelled_tokens": len(vocabulary.spelling_lengths),
+        "num_names": len(names),
+        "num_name_letters": len(names.letters),
     }
     if relations is not None:
         tokens = (relations.marks, relations.stops, relations.continuing)

@@ -102,6 +102,10 @@ class LEMoEConfig(EditingConfig):
         return self.relation_gate and self.routing == "nearest_anchor"
 
     @property
+    def finds_names(self) -> bool:
+        return self.routing == "nearest_anchor"
+
+    @property
     def edits_alone(self) -> bool:
         return self.edits_per_expert == 1
 
