@@ -112,7 +112,7 @@ def answered(editor: LifelongEditor, prompts: Sequence[str], targets: Sequence[s
     texts = [text.strip().strip("\"'“”").lower() for text in editor.answers(prompts, tokens)]
     return [
         bool(text) and (text.startswith(target) or target.startswith(text))
-        for text, target in zip(texts, [each.strip("\"'“”").lower() for each in targets], strict=True)
+        for text, target in zip(texts, [each.strip().strip("\"'“”").lower() for each in targets], strict=True)
     ]
 
 
@@ -188,7 +188,7 @@ def unrelated(tokenizer, edits: Sequence[Edit], prompts: Sequence[str]) -> dict[
         "no name": 1 - (len(exact) + len(near)) / num,
         "near alone": len(near) / num,
     }
-    return found | {"near": near[:20], "exact": exact[:5]}
+    return found | {"near": near[:20], "exact": exact[:20]}
 
 
 def cost(tokenizer, num: int, prompt: str) -> dict[str, float]:
@@ -282,6 +282,11 @@ def main() -> None:
             if args.adapter:
                 editor.save_pretrained(args.adapter)
         editor.model.eval()
+        if args.unrelated:
+            named = [prompt for prompt, _ in (*report["unrelated"]["near"], *report["unrelated"]["exact"])]
+            kept = sum(deferred(editor, named)) if named else 0
+            report["unrelated"]["bit-identical"] = 1 - (len(named) - kept) / report["unrelated"]["n"]
+            print(report["unrelated"]["bit-identical"], flush=True)
         report["asked"] = asked(editor, edits)
     if args.out:
         args.out.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", "utf-8")

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_eval_
 from transformers import LlamaConfig
 
 from facts import FACTS, editor_for
-from lemoe_hf.card import complete_card, write_figures
+from lemoe_hf.card import complete_card, render, write_figures
 from tiny import edited, prompts_of, put_edits
 
 
@@ -333,3 +333,9 @@ def test_the_card_of_the_benchmark_tells_what_the_benchmark_measured():
     for figure in ModelCard.load(CARDS / "zsre.md").data.eval_results:
         assert figure.metric_value == results["measures"][figure.metric_type]
         assert figure.metric_name.endswith(f"N = {results['measured_on']['edits']})")
+
+
+def test_the_table_tells_aliases():
+    edit = {"prompt": "Who leads the United Kingdom?", "target_new": "x", "aliases": ["UK", "a|b"]}
+    text = render(None, [{"id": 0, "expert": 0, "edit": edit}])
+    assert "| 0 | Who leads the United Kingdom? (also of: UK, a\\|b) | x |" in text

@@ -451,7 +451,7 @@ def test_a_longer_name_is_left_to_the_base_model(explained):
     assert answered(explained, prompts) == [True, False, True, False, False, True]
     found = explained.explain(prompts[1])
     assert found.deferred
-    assert str(found).endswith("the base model answers (' Zembla' was edited, but begins a longer name here).")
+    assert str(found).endswith("the base model answers ('Zembla' was edited, but is part of a longer name here).")
 
 
 @pytest.mark.parametrize("text", [" Vice", " Émile", "ardo", "L", "sen", "1", "ön"])

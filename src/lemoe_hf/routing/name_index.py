@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Name(NamedTuple):
@@ -89,5 +89,5 @@ class NameIndex:
                         yield row
 
 
-def _append(rows: dict, key: object, row: int) -> None:
+def _append(rows: dict[Any, tuple[int, ...]], key: object, row: int) -> None:
     rows[key] = (*rows.get(key, ()), row)  # those who are reading one go on with the old one

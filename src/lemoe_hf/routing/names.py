@@ -71,7 +71,8 @@ class Names(Frozen):
 
     def remove(self, edit: int) -> None:
         """Forget the names of one edit."""
-        index, removed = self._index, frozenset()
+        index = self._index
+        removed: frozenset[int] = frozenset()
         if index is not None:
             removed = self._removed | frozenset(self._rows(index.of_edit.get(edit, ())))
         keep = self.edit != edit

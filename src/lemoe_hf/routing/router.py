@@ -89,20 +89,23 @@ class Router:
             ids[row, : len(text)] = torch.tensor(text.ids)
         for text, found in zip(grown, self.anchors.find(ids, self.threshold), strict=True):
             text.found, text.searched = found, len(text)
-            if self._spells:
-                text.found = found + self._find_names(text)
+            text.found = found + self._find_names(text)
 
     def _find_names(self, text: Text) -> list[Match]:
         """Names in a text that has grown; only what is new is searched."""
+        known = self._known_names
+        if known is None:
+            return []
         spellings, spelled = self.vocabulary.spellings, text.spelled
         for token in text.ids[spelled.columns :]:
             spelled.read(spellings.of(token))
-        search(spelled, self.names, spellings.everyday, self.near, self.anchors.expert_of)
+        search(spelled, known, spellings.everyday, self.near, self.anchors.expert_of)
         return spelled.found
 
     @property
-    def _spells(self) -> bool:
-        return self.names is not None and len(self.names) > 0 and self.vocabulary.is_spelled
+    def _known_names(self) -> Names | None:
+        """The names, if there are any, and it is known how tokens are spelled."""
+        return self.names if self.names is not None and len(self.names) and self.vocabulary.is_spelled else None
 
     def _questions(self, text: Text, first: int) -> list[Question]:
         """
@@ -122,10 +125,11 @@ class Router:
     def _question(self, text: Text, column: int, kind: str) -> Question:
         said_until = text.said_until(column) if kind == "end" else column
         own, found = own_prompt(text.found, column, said_until), text.found
-        if self._spells:
+        known = self._known_names
+        if known is not None:
             if own is None and kind != "guess":
-                own = respelled_prompt(text.spelled, self.names, column, said_until, self.anchors.expert_of)
-            letter_by_letter = named(text.spelled, self.names, column, kind != "guess", self.threshold)
+                own = respelled_prompt(text.spelled, known, column, said_until, self.anchors.expert_of)
+            letter_by_letter = named(text.spelled, known, column, kind != "guess", self.threshold)
             found = [match for match in found if not match.name] + letter_by_letter
             if own is not None and begins_with_another(own, text.spelled.found, letter_by_letter):
                 own = None
