@@ -257,11 +257,12 @@ def test_a_training_loop_remembers_every_prompt_once_as_the_router_reads_it(repl
 
 def test_undo_in_the_open_expert_leaves_nothing_to_the_next():
     model, prompts = model_of(1), prompts_of(2)
-    before = adapter_state(model)
+    without_stamp = lambda: {name: each for name, each in adapter_state(model).items() if "stamp" not in name}  # noqa: E731
+    before = without_stamp()
     train(model, prompts[1:])
     assert halves(model)[1].anchor_expert.tolist() == [1]
     model.base_model.remove_edit(1)
-    assert_same(adapter_state(model), before)
+    assert_same(without_stamp(), before)
     assert model.peft_config["default"].num_router_anchors == 0
 
 

@@ -126,6 +126,8 @@ class RoutingContext:
 
     def view(self) -> View | None:
         """The version of what adapters have stored that this thread sees, where that is not the latest."""
+        if torch.compiler.is_compiling():  # the operators in a graph find it out when they run
+            return None
         running = _running.get()
         return self.versions.view() or (None if running is None or running.context is not self else running.view)
 
