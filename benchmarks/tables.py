@@ -15,7 +15,7 @@ from report import RESULTS
 
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md", ROOT / "docs" / "compared.md")
 COLUMNS = {
     "Rel": "reliability",
     "Gen": "generality",
@@ -40,6 +40,17 @@ COLUMNS = {
     "falsely deferred, rephrasings": "deferred_rephrase",
     "unrelated deferred": "deferred",
     "KB an edit": "kb_per_edit",
+    "KB in all": "kb",
+    "seconds an edit": "cpu_seconds_per_edit",
+    "edits": "num_edits",
+    "conversation": "conversation",
+    "Por": "portability",
+    "free Por": "free_portability",
+    "Loc of Relation_Specificity": "locality_Relation_Specificity",
+    "Loc of Forgetfulness": "locality_Forgetfulness",
+    "Por of Subject_Aliasing": "portability_Subject_Aliasing",
+    "Por of reasoning": "portability_reasoning",
+    "Por of Logical_Generalization": "portability_Logical_Generalization",
     "F an edit": "forwards_per_edit",
     "rank": "expert_dim",
     "steps": "steps_per_edit",
