@@ -6,7 +6,8 @@ are learned by Adam in 100 steps of 1.0, in the second matrix of the FFN at 27/3
 
 Every token is looked up, since nothing tells a layer where a prompt ends, and a value replaces the output at the tokens that
 are found and no others. Targets are the same if their tokens are. Values of edits made together are learned in one batch: they
-do not see each other, so that each becomes what it would become alone.
+do not see each other, so that each becomes what it would become alone. Only what lies above the codebook runs in training,
+which needs a model with its layers in one list, as Llama's, and nothing else between embeddings and layers.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class GraceEditor:
 
     def __init__(self, base: nn.Module, tokenizer, saved: Path | None = None):
         (ffn,) = find_targets(base, DEPTH)
+        self.index = int(ffn.split(".")[-2])
         name = next(
             f"{ffn}.{name}"
             for name, module in reversed(list(base.get_submodule(ffn).named_modules()))
@@ -141,16 +143,20 @@ class GraceEditor:
         values = nn.Parameter(self.codebook.values[-len(prompts) :].clone())
         optimizer = torch.optim.Adam([values], lr=LEARNING_RATE)
         decoder, head = self.model.get_base_model().base_model, self.model.get_output_embeddings()
+        layers = decoder.layers
+        with torch.no_grad():
+            below = decoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[self.index]
         self.codebook.trained = torch.tensor([len(prompt) - 1 for prompt in prompts]), values
+        decoder.layers = layers[self.index :]  # what lies below the codebook is the same in every step
         try:
             for _ in range(STEPS):
-                hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+                hidden = decoder(inputs_embeds=below, attention_mask=mask, use_cache=False).last_hidden_state
                 losses = nn.functional.cross_entropy(head(hidden[rows, columns]), expected, reduction="none")
                 (losses * weights).sum().backward()
                 optimizer.step()
                 optimizer.zero_grad()
         finally:
-            self.codebook.trained = None
+            self.codebook.trained, decoder.layers = None, layers
         self.codebook.values[-len(prompts) :] = values.detach()
 
     def save_pretrained(self, folder: Path) -> None:
