@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,6 +153,17 @@ def test_groups_of_probes_are_measured_one_by_one(table, tokenizer, tmp_path):
         editor, tokenizer, ("locality", "Forgetfulness"), groups["locality", "Forgetfulness"], tmp_path
     )
     assert found["locality_exact_Forgetfulness"] == 1.0
+
+
+def test_a_pattern_fills_a_table_with_the_results_there_are(monkeypatch, tmp_path):
+    tables = importlib.import_module("tables")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    text = "<!-- results: table_a_*.json -->\n| | Rel |\n|---|---|\n"
+    assert tables.filled(text) == text
+    for row, share in (("one", 0.5), ("two", 0.25)):
+        report = {"row": row, "measures": {"reliability": share}}
+        (tmp_path / f"table_a_{row}.json").write_text(json.dumps(report))
+    assert tables.filled(tables.filled(text)) == text + "| `one` | 0.500 |\n| `two` | 0.250 |\n"
 
 
 # ------------------------------------------------------------------------------------------------------------------ grace
