@@ -283,16 +283,24 @@ class Retrieved(Edited):
     def __init__(self, model: PeftModel, tokenizer, work: Path, edits: Sequence[Edit], threshold: float):
         super().__init__(model, tokenizer, work, {})
         self.threshold, began = threshold, time.process_time()
-        self.edits = list({edit.prompt: edit for edit in edits}.values())  # the latest of a prompt
-        self.subjects = [words(edit.subject) if edit.subject else None for edit in self.edits]
-        self.keys = torch.stack([self.embedding(edit.prompt) for edit in self.edits])
-        self.cost["cpu_seconds_per_edit"] = (time.process_time() - began) / len(edits)
+        self.edits: list[Edit] = []
+        self.keys = model.get_input_embeddings().weight.new_zeros(0, model.get_input_embeddings().embedding_dim)
+        self.add(edits)
+        self.cost["cpu_seconds_per_edit"] = (time.process_time() - began) / max(len(edits), 1)
         self.cost["threshold"] = threshold
         asked = [prompt for edit in edits for prompt, _ in edit.probes("rephrase")]
         if asked:
             given = [self.put(prompt) for prompt in asked]
             self.cost["tokens_of_rephrasing"] = statistics.mean(map(len, tokenizer(asked)["input_ids"]))
             self.cost["tokens_of_rephrasing_with_edits"] = statistics.mean(map(len, tokenizer(given)["input_ids"]))
+
+    def add(self, edits: Sequence[Edit]) -> None:
+        """Keep the latest edit of each prompt."""
+        new = list({edit.prompt: edit for edit in edits}.values())
+        kept = [i for i, old in enumerate(self.edits) if all(edit.prompt != old.prompt for edit in new)]
+        self.edits = [*(self.edits[i] for i in kept), *new]
+        self.subjects = [words(edit.subject) if edit.subject else None for edit in self.edits]
+        self.keys = torch.cat([self.keys[kept], *(self.embedding(edit.prompt)[None] for edit in new)])
 
     @torch.no_grad()
     def embedding(self, text: str) -> torch.Tensor:

@@ -21,7 +21,7 @@ from report import RESULTS, command, write
 from same_subject import other_questions
 
 from lemoe_hf import Edit, EditEvaluator, LifelongEditor, read_edits
-from lemoe_hf.editing.explanation import acting, routed
+from lemoe_hf.editing.explanation import acting, looked_at
 from lemoe_hf.evaluation import versions
 
 
@@ -85,7 +85,8 @@ def shares(
     """What answers prompts, each with the subject it names, if any, and the expert that ought to."""
     found: Counter[str] = Counter()
     for prompt, subject, own in prompts:
-        expert = next(iter(acting(routed(editor, [editor.tokenizer(prompt.rstrip())["input_ids"]]))), None)
+        ((text, _),) = looked_at(editor, [editor.tokenizer(prompt.rstrip())["input_ids"]])
+        expert = next(iter(acting(text)), None)
         if expert is None:
             found["the base model"] += 1
         elif expert == own:

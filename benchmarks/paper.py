@@ -31,7 +31,7 @@ from report import RESULTS, command, log_progress, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import Edit, EditEvaluator, EditingArguments, LEMoEConfig, LifelongEditor, plan_order, read_edits
-from lemoe_hf.editing.explanation import routed
+from lemoe_hf.editing.explanation import looked_at
 from lemoe_hf.evaluation import teacher_forced, versions
 
 
@@ -127,16 +127,18 @@ def run(args: argparse.Namespace, tokenizer, edits: list[Edit], variant: str) ->
 
 def state(editor: LifelongEditor, edits: list[Edit], expert: int) -> dict[str, float]:
     """Of some edits of an expert: whether their prompts reach it, with which gate, and how reliable they are."""
-    route = routed(editor, [editor.tokenizer(edit.prompt.rstrip())["input_ids"] for edit in edits])
-    reached = (route.experts == expert) & (route.gates > 0)
-    gates = route.gates[reached]
+    seen = looked_at(editor, [editor.tokenizer(edit.prompt.rstrip())["input_ids"] for edit in edits])
+    mixed = [
+        {} if text.mixed is None else dict(zip(text.mixed.experts, text.mixed.gates, strict=True)) for text, _ in seen
+    ]
+    gates = [of_text[expert] for of_text in mixed if of_text.get(expert, 0.0) > 0]
     model: PeftModel = editor.model
     right = teacher_forced(
         model, editor.tokenizer, [edit.prompt for edit in edits], [edit.target_new for edit in edits]
     )
     return {
-        "reach_it": reached.any(1).float().mean().item(),
-        "gate": gates.mean().item() if len(gates) else 0.0,
+        "reach_it": len(gates) / len(edits),
+        "gate": statistics.mean(gates) if gates else 0.0,
         "reliability": statistics.mean(right),
     }
 

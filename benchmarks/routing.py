@@ -2,8 +2,9 @@
 
     python benchmarks/routing.py --model FOLDER --data counterfact_3000.jsonl --unrelated unrelated_questions.txt
 
-Needs a tokenizer and no model. Real edits come first; beyond them, subjects mix the words of two real ones, which makes
-them collide more than real ones would. `search_shared_ms` is for a prompt about a subject that ten edits share.
+Needs a tokenizer and no model, so that names alone count: whatever is asked about a subject asks for its edits. Real edits
+come first; beyond them, subjects mix the words of two real ones, which makes them collide more than real ones would.
+`search_shared_ms` is for a prompt about a subject that ten edits share.
 """
 
 from __future__ import annotations
@@ -13,33 +14,41 @@ import statistics
 import time
 from pathlib import Path
 
-import torch
 from report import RESULTS, command, write
 from speed_serve import generated_edits
 from transformers import AutoTokenizer
 
 from lemoe_hf import Edit
+from lemoe_hf.editing.relations import learn_vocabulary
 from lemoe_hf.editing.tokens import Calibration, tokenize_edit
 from lemoe_hf.routing.anchors import Anchors
-from lemoe_hf.routing.scope import in_scope
+from lemoe_hf.routing.router import Asking, Router
+from lemoe_hf.routing.targets import Targets
+from lemoe_hf.routing.text import Text
+from lemoe_hf.routing.vocabulary import Vocabulary
 
 
-def answered_by(anchors: Anchors, tokenizer, texts: list[str]) -> list[int | None]:
-    """The edit that takes effect last in each text, or `None` where the base model answers."""
-    found = []
-    for text in texts:
-        matches = in_scope(anchors, torch.tensor([tokenizer(text)["input_ids"]]))[0]
-        found.append(matches[-1].edit if matches else None)
-    return found
+def routed(router: Router, tokens: list[int]) -> int | None:
+    """The edit that acts behind a prompt, as `generate` has it routed, or `None` where the base model answers."""
+    text = Text(ends={len(tokens) - 1}, prompt=len(tokens))
+    text.read(tokens, range(len(tokens)), router.vocabulary)
+    asking = Asking(text, 0)
+    router.questions([asking])
+    text.act(0, asking.questions, router.targets.of)
+    return None if text.acting is None else text.acting.edit
 
 
-def search_ms(anchors: Anchors, tokenizer, texts: list[str]) -> float:
+def answered_by(router: Router, tokenizer, texts: list[str]) -> list[int | None]:
+    return [routed(router, tokenizer(text.rstrip())["input_ids"]) for text in texts]
+
+
+def search_ms(router: Router, tokenizer, texts: list[str]) -> float:
     """Median time to route a prompt of 64 tokens that ends with one of some texts."""
     times = []
     for text in texts:
-        ids = torch.tensor([tokenizer("It was a quiet morning. " * 12 + text)["input_ids"][-64:]])
+        tokens = tokenizer("It was a quiet morning. " * 12 + text.rstrip())["input_ids"][-64:]
         began = time.perf_counter()
-        in_scope(anchors, ids)
+        routed(router, tokens)
         times.append(time.perf_counter() - began)
     return 1000 * statistics.median(times)
 
@@ -66,7 +75,10 @@ def main() -> None:
     edits = generated_edits(args.data, max(args.num_edits))
     subject = edits[0].subject
     edits[1:10] = [Edit(e.prompt.replace(e.subject, subject), e.target_new, subject=subject) for e in edits[1:10]]
-    calibration, anchors, rows, done = Calibration(tokenizer), Anchors(), [], 0
+    calibration, vocabulary, rows, done = Calibration(tokenizer), Vocabulary(), [], 0
+    learn_vocabulary(vocabulary, tokenizer)
+    anchors = Anchors()
+    router = Router(anchors, Targets(), vocabulary)
     for num in sorted(args.num_edits):
         began, new = time.perf_counter(), []
         for i in range(done, num):
@@ -76,18 +88,18 @@ def main() -> None:
         sample = edits[: num : -(-num // 500)]
         index = list(range(0, num, -(-num // 500)))
         subjects = [edit.subject for edit in edits[:num]]
-        own = answered_by(anchors, tokenizer, [edit.prompt for edit in sample])
+        own = answered_by(router, tokenizer, [edit.prompt for edit in sample])
         asked = [(i, prompt) for i in index for prompt, _ in edits[i].probes("rephrase")]
-        rephrased = answered_by(anchors, tokenizer, [prompt for _, prompt in asked])
-        unrelated = answered_by(anchors, tokenizer, questions)
+        rephrased = answered_by(router, tokenizer, [prompt for _, prompt in asked])
+        unrelated = answered_by(router, tokenizer, questions)
         names = {words(edit.subject) for edit in edits[:num]}
         mentions = [any(name in words(question) for name in names) for question in questions]
         rows.append(
             {
                 "edits": num,
                 "anchors": len(anchors),
-                "search_ms": search_ms(anchors, tokenizer, [edit.prompt for edit in sample[:200]]),
-                "search_shared_ms": search_ms(anchors, tokenizer, [f"What about {edits[0].subject}?"] * 200),
+                "search_ms": search_ms(router, tokenizer, [edit.prompt for edit in sample[:200]]),
+                "search_shared_ms": search_ms(router, tokenizer, [f"What about {edits[0].subject}?"] * 200),
                 "calibration_ms_per_anchor": 1000 * seconds,
                 "prompts_right": share(
                     [a is not None and edits[a].prompt == edits[b].prompt for a, b in zip(own, index, strict=True)]

@@ -1,6 +1,6 @@
 """Threads that generate while one edits and undoes, against what a single thread gets.
 
-    python benchmarks/soak.py --minutes 10
+    python benchmarks/soak.py --tokenizer FOLDER --minutes 10
 
 A tiny random model with steep logits, which learns a made-up fact in a tenth of a second. A number of edits is never touched:
 their prompts, and prompts that no edit is about, must be answered as they were before, token for token, by every thread at

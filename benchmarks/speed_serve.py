@@ -23,6 +23,7 @@ from report import RESULTS, command, device_name, now, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lemoe_hf import Edit, LEMoEConfig, LifelongEditor, read_edits
+from lemoe_hf.editing.explanation import acting, looked_at
 from lemoe_hf.editing.tokens import Calibration, tokenize_edit
 from lemoe_hf.routing.relations import Relations
 
@@ -42,10 +43,14 @@ def generated_edits(path: str, num: int) -> list[Edit]:
     return edits[:num]
 
 
-def filled(base, tokenizer, edits: list[Edit]):
-    """A model with an adapter that holds edits, with random experts that every question about their subject reaches."""
+def filled(base, tokenizer, edits: list[Edit]) -> tuple[LifelongEditor, int]:
+    """
+    An editor of a model whose adapter holds edits, and the number of their anchors. The experts are random, every question
+    about their subject reaches them, and without targets that tell the end of an answer they act on all that is decoded.
+    """
     model = get_peft_model(base, LEMoEConfig(output_scale=0.1, relation_threshold=-1e9))
-    LifelongEditor(model, tokenizer).prepare()
+    editor = LifelongEditor(model, tokenizer)
+    editor.prepare()
     tuner, calibration = model.base_model, Calibration(tokenizer)
     anchors, entries = [], []
     for i, edit in enumerate(edits):
@@ -57,10 +62,9 @@ def filled(base, tokenizer, edits: list[Edit]):
         torch.nn.init.normal_(layer.lemoe_open["default"].out_proj, std=0.02)
         tuner.commit(anchors, entries)
         keys = torch.randn(len(edits), Relations.num_directions)
-        layer.remember(
-            "default", list(range(len(edits))), F.normalize(keys, dim=-1), torch.ones(len(edits), dtype=torch.bool)
-        )
-    return model.eval(), len(anchors)
+        layer.remember("default", list(range(len(edits))), F.normalize(keys, dim=-1))
+    model.eval()
+    return editor, len(anchors)
 
 
 @torch.no_grad()
@@ -105,11 +109,12 @@ def main() -> None:
     rows = []
     for num in args.num_edits:
         edits = everything[:num]
-        model, num_anchors = filled(load(), tokenizer, edits)
+        editor, num_anchors = filled(load(), tokenizer, edits)
+        model = editor.model
         for batch in (1, 8):
             ids = prompts_of(tokenizer, edits, batch, args.prompt_tokens, args.device)
-            route = model.base_model.layers_of()[0].route("default", model.base_model.model, ids, {})
-            assert (route.gates != 0).any(1).all(), "a row is not routed to any expert"
+            reached = [acting(text) for text, _ in looked_at(editor, ids.tolist())]
+            assert all(reached), "a row is not routed to any expert"
             for each in (plain, model):
                 run(each, ids, 2)  # warm up
             pairs = [(run(model, ids, args.new_tokens), run(plain, ids, args.new_tokens)) for _ in range(args.pairs)]

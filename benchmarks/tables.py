@@ -1,8 +1,9 @@
-"""Fill the tables of measures in the README and `docs/measured.md` from the results: `python benchmarks/tables.py`.
+"""Fill the tables of the README, `docs/measured.md` and `docs/compared.md` from the results: `python benchmarks/tables.py`.
 
 A table says in the comment above it which files it shows, one for each row; `FILE:unedited` is the base model's row, and
-`FILE:NAME` the row of that name in a file that has several. What its rows and columns are called is the page's business, as
-long as the columns are known here.
+`FILE:NAME` the row of that name in a file that has several. A pattern such as `table_zsre_1000_*.json` stands for all files
+that match, each with a row of the name that it tells (`row`). What rows and columns are called is otherwise the page's
+business, as long as the columns are known here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from report import RESULTS
 
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "measured.md", ROOT / "docs" / "compared.md")
 COLUMNS = {
     "Rel": "reliability",
     "Gen": "generality",
@@ -40,6 +41,17 @@ COLUMNS = {
     "falsely deferred, rephrasings": "deferred_rephrase",
     "unrelated deferred": "deferred",
     "KB an edit": "kb_per_edit",
+    "KB in all": "kb",
+    "seconds an edit": "cpu_seconds_per_edit",
+    "edits": "num_edits",
+    "conversation": "conversation",
+    "Por": "portability",
+    "free Por": "free_portability",
+    "Loc of Relation_Specificity": "locality_Relation_Specificity",
+    "Loc of Forgetfulness": "locality_Forgetfulness",
+    "Por of Subject_Aliasing": "portability_Subject_Aliasing",
+    "Por of reasoning": "portability_reasoning",
+    "Por of Logical_Generalization": "portability_Logical_Generalization",
     "F an edit": "forwards_per_edit",
     "rank": "expert_dim",
     "steps": "steps_per_edit",
@@ -79,11 +91,15 @@ def filled(text: str) -> str:
 def table(names: list[str], lines: str) -> str:
     head, rule, *rows = lines.splitlines()
     columns = [COLUMNS[name] for name in cells(head)[1:]]
+    titles = [cells(row)[0] for row in rows]
+    if any("*" in name for name in names):
+        names = sorted(path.name for name in names for path in RESULTS.glob(name))
+        titles = [f"`{json.loads((RESULTS / name).read_text())['row']}`" for name in names]
     written = [head, rule]
-    for name, row in zip(names, rows, strict=True):
+    for name, title in zip(names, titles, strict=True):
         measures = measures_of(*name.split(":", 1))
         values = [as_text(measures[column]) if column in measures else "" for column in columns]
-        written.append(f"| {' | '.join([cells(row)[0], *values])} |")
+        written.append(f"| {' | '.join([title, *values])} |")
     return "\n".join(written) + "\n"
 
 
