@@ -112,7 +112,7 @@ def test_undo_gives_a_named_prompt_back_and_is_refused_where_codes_decide():
 
 
 def test_training_that_breaks_down_leaves_no_trace():
-    editor = editor_of(plain(learning_rate=float("inf"), batch_size=4))
+    editor = editor_of(plain(learning_rate=1e38, batch_size=4))
     editor.prepare()
     before = state(editor)
     with pytest.raises(EditingError, match="Nothing of this batch was kept"):

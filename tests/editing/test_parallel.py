@@ -152,7 +152,7 @@ def test_every_process_ends_with_the_adapter_of_a_single_one(alone, together):
         for name, tensor in each["state"].items():
             if "_bank" in name:
                 torch.testing.assert_close(tensor, alone["state"][name], **CLOSE)
-            else:  # anchors, ledger and what is opened next
+            elif not name.endswith("stamp.default.digest"):  # anchors, ledger and what is opened next
                 assert torch.equal(tensor, alone["state"][name]), name
     assert together[0]["records"] == together[1]["records"]
 

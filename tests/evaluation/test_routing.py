@@ -84,5 +84,5 @@ def test_a_router_that_errs_is_found_out(tokenizer):
 
 def test_other_methods_have_no_routes(tokenizer):
     model = get_peft_model(tiny(), LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(TypeError, match="needs a PeftModel with a LEMoE adapter"):
+    with pytest.raises(TypeError, match="needs a PeftModel with an adapter of lemoe_hf"):
         EditEvaluator(FACTS, measures=["routing"])(model, tokenizer)

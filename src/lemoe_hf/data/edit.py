@@ -97,7 +97,7 @@ class Edit:
                 raise ValueError(f"`{name}` of an edit must be a text, or a list of texts; got {value!r}.")
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        for name in self.__dataclass_fields__:
+        for name in self.__dataclass_fields__.keys() - {"aliases"}:
             for text in _several(getattr(self, name)):
                 check_text(f"`{name}` of an edit", text)
         if self.subject is not None and (not self.subject.strip() or self.subject not in self.prompt):
@@ -187,6 +187,7 @@ def checked_aliases(edit: Edit) -> tuple[str, ...] | None:
         reason = wrong_alias(text)
         if reason:
             raise ValueError(f"The alias {text!r} of the edit {edit.prompt!r} {reason}.")
+        check_text("`aliases` of an edit", text)
         if key_of(text) == subject:
             warnings.warn(
                 f"The alias {text!r} of {edit.prompt!r} is its subject in another spelling, which finds it anyhow.",
