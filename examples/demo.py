@@ -32,8 +32,8 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 console = Console(width=140)
 NUM_BATCHES = 4
-# The rephrasings of these edits avoid the words of their prompts ("the person holding the baton" for "the conductor"), which is
-# the hardest there is for a decision by words: with the threshold that leaves other questions alone, 28 of 40 are answered.
+# The rephrasings of these edits avoid the words of their prompts ("the person holding the baton" for "the conductor"), which
+# is the hardest there is for a decision by words: with the threshold that leaves other questions alone, 28 of 40 are answered.
 TARGETS = {"free_reliability": 0.95, "free_generality": 0.65, "locality_exact": 1.0}
 
 

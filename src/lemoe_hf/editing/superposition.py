@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.reference import reference_prompts
 from ..moments import Whitening
-from ..tuners.lemoe.layer import LEMoELayer
+from ..tuners.layer import EditingLayer
 from ..tuners.lemoe.model import LEMoEModel
 from .hooks import recorded
 from .tokens import TokenizedEdit
@@ -78,7 +78,7 @@ def whitened_keys(
 
 
 def expert_inputs(
-    tuner: LEMoEModel, layer: LEMoELayer, prompts: Sequence[list[int]]
+    tuner: LEMoEModel, layer: EditingLayer, prompts: Sequence[list[int]]
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """What the experts of a layer would read at each token of each prompt: its index, and a tensor of shape `(t, d)`."""
     passes = recorded(tuner.model, tuner.context, [layer.base_layer], prompts, pad=0, outputs=layer.is_block)

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 
-def tokens_of(root: nn.Module, inputs: Mapping[str, Any], may_match: bool) -> torch.Tensor | None:
+def tokens_of(root: Any, inputs: Mapping[str, Any], may_match: bool) -> torch.Tensor | None:
     """
     Tokens of shape `(b, t)`, -2 for an embedding of no known token; `None` where there is no text.
 
     Args:
-        root (`nn.Module`): The model.
+        root (`PreTrainedModel`): The model.
         inputs (`Mapping`): What it is given.
         may_match (`bool`): Whether there is anything to be found in a text; without it embeddings are not looked up.
     """

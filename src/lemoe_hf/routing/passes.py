@@ -197,8 +197,10 @@ class Pass:
                 if edit >= 0:
                     of_edit.setdefault(edit, []).append(place)
             # A text knows edits, and each pass where these are: others may have been undone in the meantime, or this one.
-            experts = {edit: self.router.anchors.expert_of(edit) for edit in of_edit}
-            found += [(i, experts[edit], acted_on) for edit, acted_on in of_edit.items() if experts[edit] is not None]
+            for edit, acted_on in of_edit.items():
+                expert = self.router.anchors.expert_of(edit)
+                if expert is not None:
+                    found.append((i, expert, acted_on))
         return found
 
 

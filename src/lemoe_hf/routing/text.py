@@ -192,6 +192,7 @@ class Text(Tokens):
             if column in asked and not self._is_saying(column):
                 self._decide(asked[column], targets_of)
             if self.acting is not None and column >= self.acting.start:
+                assert self.acting.edit is not None  # what asks for no edit does not act
                 begins = column
                 if column in asked:  # adapters from before an edit had an end let it act from its subject on
                     begins = max(self.acting.start, first)
