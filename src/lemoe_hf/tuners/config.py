@@ -157,17 +157,17 @@ class EditingConfig(PeftConfig):
     positive: ClassVar[tuple[str, ...]] = ()  # fields that count something
 
     def __post_init__(self):
-        self._check_types()
-        super().__post_init__()
-        self.peft_type = PeftType(self.method)
-        if self.task_type is None and self.target_modules is None:
-            self.task_type = TaskType.CAUSAL_LM
         if self.layers_to_transform == "auto":
             raise ValueError(
                 "`layers_to_transform='auto'` cannot be resolved here: a layer is chosen for edits, and a config knows none. "
                 "Pass `layers_to_transform=select_layer(model, tokenizer, edits).layer`, or leave it out for the one at "
                 "`depth`."
             )
+        self._check_types()
+        super().__post_init__()
+        self.peft_type = PeftType(self.method)
+        if self.task_type is None and self.target_modules is None:
+            self.task_type = TaskType.CAUSAL_LM
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
@@ -202,7 +202,7 @@ class EditingConfig(PeftConfig):
             if self.__dataclass_fields__[name].metadata.get("choices"):
                 continue
             if not fits(value, kind):
-                told = getattr(kind, "__name__", None) or str(kind).replace("typing.", "")
+                told = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
                 raise ValueError(f"`{name}` must be {told}; got {str(repr(value))[:80]}.")
             if kind is int and not 0 <= value < 2**31:
                 raise ValueError(f"`{name}` counts something, from 0 to {2**31 - 1}; got {str(value)[:80]}.")
