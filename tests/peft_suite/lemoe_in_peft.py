@@ -134,5 +134,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for part, reason in NOT_OF_A_METHOD.items():
             if part in item.originalname:
                 item.add_marker(pytest.mark.skip(reason=reason))
-        if item.originalname in OF_ANOTHER_METHOD and MEMoEConfig in item.callspec.params.values():
+        is_another = any(config in item.callspec.params.values() for config in OURS if config is not LEMoEConfig)
+        if item.originalname in OF_ANOTHER_METHOD and is_another:
             item.add_marker(pytest.mark.skip(reason="loads the config of another method, which is refused"))
